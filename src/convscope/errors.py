@@ -62,6 +62,10 @@ class OutOfMemory(ConvscopeError):
     """The smallest possible batch does not fit in memory."""
 
 
+class ConvscopeWarning(UserWarning):
+    """Something the caller should know that stops no work: odd weights, a library half usable."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A clause that suggests the nearest right names, or an empty string.
 
