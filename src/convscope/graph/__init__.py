@@ -1,0 +1,7 @@
+"""The executed graph: which modules and tensor operations one forward pass ran, which tensors went where."""
+
+from convscope.graph.names import resolve
+from convscope.graph.record import record
+from convscope.graph.structure import Call, Graph, Op, Value
+
+__all__ = ["Call", "Graph", "Op", "Value", "record", "resolve"]
