@@ -268,8 +268,8 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         aliasing = any(item.alias_info is not None for item in schema.returns)
         outputs = self._results(result, list(flatten(bound)) if aliasing else [], written)
-        if func in _RESTRIDES:  # whether the elements stay in their order can only be told from the old
-            strides attributes["before"] = before
+        if func in _RESTRIDES:  # whether the elements stay in their order can only be told from them
+            attributes["before"] = before
         namespace, _, name = func.name().partition("::")
         self._append(
             f"{namespace}.{name.partition('.')[0]}",
