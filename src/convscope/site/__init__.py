@@ -1,0 +1,14 @@
+"""The offline report: pages and notebook views. It knows how to draw and computes nothing.
+
+    write(out, atlas=manifest, looks=[...])     -> OUT/index.html and the pages it leads to
+    notebook.html(thing)                        -> one self-contained HTML fragment
+
+A later issue adds a page by calling `register(Page(...))` and shipping its template and script.
+"""
+
+from __future__ import annotations
+
+from convscope.site.build import write
+from convscope.site.pages import Contents, Page, register
+
+__all__ = ["Contents", "Page", "register", "write"]

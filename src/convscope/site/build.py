@@ -1,0 +1,102 @@
+"""Writes the report: static assets, sprite sheets, data scripts, then the pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convscope.errors import RequestError, StoreError
+from convscope.site import formats, pages
+from convscope.site.files import write_if_changed
+from convscope.site.index import write_index
+from convscope.site.scripts import safe_json
+from convscope.site.sprites import is_inside
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+HERE = Path(__file__).parent
+
+
+def write(
+    out: str | Path, *, atlas: dict[str, Any] | None = None, looks: Sequence[dict[str, Any]] = ()
+) -> Path:
+    """Writes the report into a folder; cheap enough to be called after every chunk of a running atlas.
+
+    Only what changed is written, and each file in one step, so that a page may stay open meanwhile. What is not
+    given is taken from what the folder already holds (`atlas.json`, `data/looks.json`).
+
+    Args:
+        out: The folder that holds the atlas and the pictures of the looks; all their paths are relative to it.
+        atlas: The atlas manifest.
+        looks: What photographs do in the network, one plain value each.
+
+    Returns:
+        The path of the first page.
+
+    Raises:
+        RequestError: There is nothing to show.
+        StoreError: A file cannot be written or a manifest cannot be read.
+    """
+    out = Path(out)
+    atlas = atlas if atlas is not None else _stored(out / "atlas.json")
+    kept = list(looks) or _stored(out / "data" / "looks.json") or []
+    if atlas is None and not kept:
+        raise RequestError(
+            f"out={str(out)!r} holds no atlas and no look was given, so that there is nothing to show; "
+            "make an atlas there first."
+        )
+    for asset in sorted((HERE / "assets").iterdir()):
+        if asset.suffix in (".css", ".js"):
+            write_if_changed(out / "assets" / asset.name, asset.read_bytes())
+    if looks:
+        write_if_changed(out / "data" / "looks.json", safe_json(list(looks)))
+    index = None if atlas is None else write_index(out, atlas)
+    return _write_pages(pages.Contents(out, atlas, index, tuple(kept)))
+
+
+def _write_pages(contents: pages.Contents) -> Path:
+    contexts = {page.name: page.context(contents) for page in pages.PAGES}
+    shown = [page for page in pages.PAGES if contexts[page.name] is not None]
+    for page in shown:
+        html = _render(page, shown, contexts[page.name] or {}, contents)
+        write_if_changed(contents.out / page.file, html)
+    first = contents.out / "index.html"
+    if shown[0].name != "index":  # a look without an atlas: its page is the first one as well
+        write_if_changed(first, _render(shown[0], shown, contexts[shown[0].name] or {}, contents))
+    return first
+
+
+def _render(
+    page: pages.Page, shown: Sequence[pages.Page], context: dict[str, Any], contents: pages.Contents
+) -> str:
+    template = _environment().get_template(page.template)
+    return template.render(page=page, pages=shown, atlas=contents.atlas, index=contents.index, **context)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # lazy: `import convscope` stays fast
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(formats.FILTERS)
+    environment.tests["inside"] = is_inside
+    return environment
+
+
+def _stored(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{str(path)!r} cannot be read ({error}); remove it or make the atlas again.") from error

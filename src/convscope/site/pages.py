@@ -1,0 +1,86 @@
+"""The pages of the report. Each is one entry here, one template and, where it is interactive, one script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convscope.errors import UnknownName
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What there is to show.
+
+    Args:
+        out: The report's folder.
+        atlas: The atlas manifest, or None.
+        index: What the scripts read of it (`site.index.write_index`), or None.
+        looks: One plain value for each photograph looked at.
+    """
+
+    out: Path
+    atlas: dict[str, Any] | None = None
+    index: dict[str, Any] | None = None
+    looks: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of the report.
+
+    Args:
+        name: Stem of the file, `NAME.html`; `index` is the first page.
+        title: What the navigation calls it.
+        template: File in `site/templates`.
+        context: The values its template reads, or None where there is nothing to show: then the page and its
+            entry in the navigation are left out.
+        scripts: Files of `site/assets` it runs, after `common.js`.
+    """
+
+    name: str
+    title: str
+    template: str
+    context: Callable[[Contents], dict[str, Any] | None]
+    scripts: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.html"
+
+
+PAGES: list[Page] = []
+
+
+def register(page: Page) -> Page:
+    """Adds a page at the end of the navigation.
+
+    Raises:
+        UnknownName: Another page has that name.
+    """
+    if any(page.name == other.name for other in PAGES):
+        raise UnknownName(f"page name={page.name!r} is already registered; give the new page a name of its own.")
+    PAGES.append(page)
+    return page
+
+
+def _overview(contents: Contents) -> dict[str, Any] | None:
+    if contents.atlas is None:
+        return None
+    stages = [layer for layer in contents.atlas["layers"] if layer.get("role") == "stage" and layer.get("shape")]
+    return {"stages": stages or contents.atlas["layers"]}
+
+
+def _filters(contents: Contents) -> dict[str, Any] | None:
+    return None if contents.atlas is None else {}
+
+
+def _look(contents: Contents) -> dict[str, Any] | None:
+    return {"looks": contents.looks} if contents.looks else None
+
+
+register(Page("index", "Overview", "overview.html", _overview, ("overview.js",)))
+register(Page("filters", "Filters", "filters.html", _filters, ("charts.js", "panel.js", "filters.js")))
+register(Page("look", "Look", "look.html", _look, ("look.js",)))
