@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conftest
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import conftest
 from convscope.models import Net
 
 

@@ -1,0 +1,44 @@
+# `make run` and `make test` work on a fresh clone; a second call installs nothing.
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= report
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: run test lint sweep bench clean
+
+run: $(VENV)/.installed
+	$(BIN)/convscope report --out $(OUT)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+sweep: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m sweep --timeout 3600 $(ARGS)
+
+# the peer keeps to old releases of its own dependencies, so it gets an environment of its own
+bench:
+	$(MAKE) VENV=.venv-bench .venv-bench/.installed-bench
+	.venv-bench/bin/python benchmarks/features.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convscope needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# a stamp a set of extras: made again when what is asked for changes
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[$*]'
+	touch $@ $(VENV)/.installed
