@@ -1,6 +1,6 @@
-"""Realistic atlases without a network: procedural pictures, crops, histograms, and a few units that went wrong.
+"""Realistic atlases without a network: procedural pictures, crops, histograms, a few units that went wrong.
 
-    python tests/site/fake_atlas.py OUT [--units 120] [--state running] [--look]     writes a report to look at
+python tests/site/fake_atlas.py OUT [--units 120] [--state running] [--look]     writes a report to look at
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-CLASSES = ("tench", "goldfish", "great white shark", "hammerhead", "cock", "ostrich", "junco", "bulbul", "jay", "kite")
+CLASSES = (
+    "tench",
+    "goldfish",
+    "great white shark",
+    "hammerhead",
+    "cock",
+    "ostrich",
+    "junco",
+    "bulbul",
+    "jay",
+    "kite",
+)
 NAMES = (
     "conv_stem",
     "blocks.0.0",
@@ -79,7 +90,12 @@ class FakeAtlas:
     """
 
     def __init__(
-        self, out: Path, names: tuple[str, ...] = NAMES, units: int = 120, distinct: int = 400, photos: bool = True
+        self,
+        out: Path,
+        names: tuple[str, ...] = NAMES,
+        units: int = 120,
+        distinct: int = 400,
+        photos: bool = True,
     ) -> None:
         self.out, self.planned, self.distinct, self.photos = out, units, distinct, photos
         self.names = names
@@ -114,7 +130,15 @@ class FakeAtlas:
         identity = f"{layer}/{channel}/0"
         logits = self.layers[layer]["role"] == "logits"
         fate = channel % 9
-        status = "dead" if (layer, fate) == (3, 7) else "nan" if (layer, fate) == (6, 8) else "budget" if fate == 4 else "converged"
+        status = (
+            "dead"
+            if (layer, fate) == (3, 7)
+            else "nan"
+            if (layer, fate) == (6, 8)
+            else "budget"
+            if fate == 4
+            else "converged"
+        )
         drawn = status not in ("dead", "nan")
         image = f"images/{layer:03d}/{channel:05d}-0.webp" if drawn else None
         side = 48 if layer < 2 else 64 if layer < 4 else 128
@@ -123,7 +147,15 @@ class FakeAtlas:
         steps = 128 if status == "budget" else int(rng.integers(56, 120))
         activation = float(rng.lognormal(1.6, 0.5)) if drawn else 0.0
         curve = [[s, activation * (1 - np.exp(-s / 22)) * rng.uniform(0.96, 1.0)] for s in range(0, steps, 4)]
-        flags = ["dead"] if status == "dead" else ["weak"] if fate == 5 and layer % 4 == 1 else ["saturated"] if fate == 6 and layer == 5 else []
+        flags = (
+            ["dead"]
+            if status == "dead"
+            else ["weak"]
+            if fate == 5 and layer % 4 == 1
+            else ["saturated"]
+            if fate == 6 and layer == 5
+            else []
+        )
         name = self.layers[layer]["name"]
         return {
             "id": identity,
@@ -140,9 +172,12 @@ class FakeAtlas:
             "curve": [*curve, [steps, activation]] if drawn else [],
             "flags": flags,
             "agreement": None,
-            "natural": self._natural(rng, layer, channel, activation) if self.photos and status != "nan" else None,
+            "natural": self._natural(rng, layer, channel, activation)
+            if self.photos and status != "nan"
+            else None,
             "command": f"convscope visualize efficientnet-lite0 '{name}' --channels {channel} --out pictures",
-            "python": f"import convscope\n\nnet = convscope.load()\nv = convscope.visualize(net, {name!r}, {channel})\nv.images[0]",
+            "python": "import convscope\n\nnet = convscope.load()\n"
+            f"v = convscope.visualize(net, {name!r}, {channel})\nv.images[0]",
         }
 
     def _picture(self, layer: int, channel: int, side: int) -> bytes:
@@ -152,7 +187,9 @@ class FakeAtlas:
             self._bytes[key] = webp(picture(np.random.default_rng([7, *key]), depth, side))
         return self._bytes[key]
 
-    def _natural(self, rng: np.random.Generator, layer: int, channel: int, activation: float) -> dict[str, Any]:
+    def _natural(
+        self, rng: np.random.Generator, layer: int, channel: int, activation: float
+    ) -> dict[str, Any]:
         most = max(0.3, activation / rng.uniform(0.8, 5.0))
         crops = f"crops/{layer:03d}/{channel:05d}.webp"
         key = (layer * 31 + channel) % 12
@@ -168,7 +205,8 @@ class FakeAtlas:
             "crops": crops,
             "count": 6,
             "examples": [
-                {"image": photo, "box": [0, 0, 64, 64], "activation": most * (1 - 0.06 * k)} for k, photo in enumerate(photos)
+                {"image": photo, "box": [0, 0, 64, 64], "activation": most * (1 - 0.06 * k)}
+                for k, photo in enumerate(photos)
             ],
             "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         }
@@ -178,8 +216,28 @@ class FakeAtlas:
         for layer in self.layers:
             for kind in ("BatchNorm2d", "ReLU6", "Conv2d", "BatchNorm2d", "ReLU6") if layer["index"] else ():
                 name = f"{layer['name']}.{kind.lower()}{len(network)}"
-                network.append({"name": name, "kind": kind, "depth": 2, "leaf": True, "out_shape": layer["shape"], "params": 2 * layer["channels"], "layer": None})
-            network.append({"name": layer["name"], "kind": layer["kind"], "depth": 1, "leaf": False, "out_shape": layer["shape"], "params": 1152 * layer["channels"], "layer": layer["index"]})
+                network.append(
+                    {
+                        "name": name,
+                        "kind": kind,
+                        "depth": 2,
+                        "leaf": True,
+                        "out_shape": layer["shape"],
+                        "params": 2 * layer["channels"],
+                        "layer": None,
+                    }
+                )
+            network.append(
+                {
+                    "name": layer["name"],
+                    "kind": layer["kind"],
+                    "depth": 1,
+                    "leaf": False,
+                    "out_shape": layer["shape"],
+                    "params": 1152 * layer["channels"],
+                    "layer": layer["index"],
+                }
+            )
         return {
             "format": 1,
             "state": state,
@@ -190,18 +248,43 @@ class FakeAtlas:
                 "sha256": "3f9a1c0e5b7d" * 5 + "a1b2",
                 "trained": True,
                 "params": 4652008,
-                "input": {"shape": [3, 224, 224], "mean": [0.498, 0.498, 0.498], "std": [0.502, 0.502, 0.502], "value_range": [0, 1], "dtype": "float32"},
+                "input": {
+                    "shape": [3, 224, 224],
+                    "mean": [0.498, 0.498, 0.498],
+                    "std": [0.502, 0.502, 0.502],
+                    "value_range": [0, 1],
+                    "dtype": "float32",
+                },
                 "labels": list(CLASSES),
             },
-            "settings": {"steps": 128, "size": "auto", "seeds": 1, "seed": 0, "dtype": "bfloat16", "data": None},
+            "settings": {
+                "steps": 128,
+                "size": "auto",
+                "seeds": 1,
+                "seed": 0,
+                "dtype": "bfloat16",
+                "data": None,
+            },
             "versions": {"convscope": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
             "machine": "2 CPU cores",
             "network": network,
             "layers": self.layers,
             "units": list(self.units),
             "attributions": [
-                {"name": "astronaut", "title": "Eileen Collins", "license": "public domain", "attribution": "NASA", "url": "https://flic.kr/p/r9qvLn"},
-                {"name": "chelsea", "title": "Chelsea the cat", "license": "CC0", "attribution": "Stéfan van der Walt", "url": "javascript:alert(1)"},
+                {
+                    "name": "astronaut",
+                    "title": "Eileen Collins",
+                    "license": "public domain",
+                    "attribution": "NASA",
+                    "url": "https://flic.kr/p/r9qvLn",
+                },
+                {
+                    "name": "chelsea",
+                    "title": "Chelsea the cat",
+                    "license": "CC0",
+                    "attribution": "Stéfan van der Walt",
+                    "url": "javascript:alert(1)",
+                },
             ],
             "skipped": [{"layer": "global_pool", "reason": "has no channels of its own"}],
         }
@@ -228,15 +311,51 @@ def look(out: Path, units: list[str]) -> dict[str, Any]:
     for k in range(18):
         grey = picture(rng, 0.8, 28).mean(axis=2, keepdims=True).astype(np.uint8)
         put(out / f"look/0/map-{k}.webp", webp(np.repeat(grey, 3, axis=2)))
-        maps.append({"channel": 3 * k, "file": f"look/0/map-{k}.webp", "max": 4.2 - k / 10, "mean": 0.4, "where": [0.3 + k / 40, 0.6], "unit": units[k % len(units)] if units else None})
+        maps.append(
+            {
+                "channel": 3 * k,
+                "file": f"look/0/map-{k}.webp",
+                "max": 4.2 - k / 10,
+                "mean": 0.4,
+                "where": [0.3 + k / 40, 0.6],
+                "unit": units[k % len(units)] if units else None,
+            }
+        )
     return {
         "image": {"name": "astronaut", "file": "look/0/image.webp", "size": [200, 240]},
         "top": [{"class": k, "label": CLASSES[k], "probability": 0.62 / 2.2**k} for k in range(5)],
-        "evidence": {"file": "look/0/evidence.webp", "class": 0, "label": "tench", "method": "gradient × activation of blocks.6.0"},
-        "kernels": {"layer": "conv_stem", "file": "look/0/kernels.webp", "count": 32, "note": "each scaled to its own range"},
-        "layers": [{"name": name, "shape": [24, 56, 56], "maps": maps[6 * k : 6 * k + 6]} for k, name in enumerate(NAMES[1:4])],
-        "units": [{"layer": NAMES[k], "channel": 5 * k, "activation": 7.1 - k / 3, "where": [0.4, 0.2 + k / 12], "unit": units[k] if k < len(units) else None} for k in range(8)],
-        "attribution": {"title": "Eileen Collins", "attribution": "NASA", "license": "public domain", "url": "https://flic.kr/p/r9qvLn"},
+        "evidence": {
+            "file": "look/0/evidence.webp",
+            "class": 0,
+            "label": "tench",
+            "method": "gradient × activation of blocks.6.0",
+        },
+        "kernels": {
+            "layer": "conv_stem",
+            "file": "look/0/kernels.webp",
+            "count": 32,
+            "note": "each scaled to its own range",
+        },
+        "layers": [
+            {"name": name, "shape": [24, 56, 56], "maps": maps[6 * k : 6 * k + 6]}
+            for k, name in enumerate(NAMES[1:4])
+        ],
+        "units": [
+            {
+                "layer": NAMES[k],
+                "channel": 5 * k,
+                "activation": 7.1 - k / 3,
+                "where": [0.4, 0.2 + k / 12],
+                "unit": units[k] if k < len(units) else None,
+            }
+            for k in range(8)
+        ],
+        "attribution": {
+            "title": "Eileen Collins",
+            "attribution": "NASA",
+            "license": "public domain",
+            "url": "https://flic.kr/p/r9qvLn",
+        },
     }
 
 
@@ -253,4 +372,8 @@ if __name__ == "__main__":
     fake = FakeAtlas(asked.out, units=asked.units)
     fake.add(asked.units if asked.drawn is None else asked.drawn)
     identities = [unit["id"] for unit in fake.units[::7]]
-    print(site.write(asked.out, atlas=fake.save(asked.state), looks=[look(asked.out, identities)] if asked.look else []))
+    print(
+        site.write(
+            asked.out, atlas=fake.save(asked.state), looks=[look(asked.out, identities)] if asked.look else []
+        )
+    )

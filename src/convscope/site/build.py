@@ -26,11 +26,11 @@ def write(
 ) -> Path:
     """Writes the report into a folder; cheap enough to be called after every chunk of a running atlas.
 
-    Only what changed is written, and each file in one step, so that a page may stay open meanwhile. What is not
-    given is taken from what the folder already holds (`atlas.json`, `data/looks.json`).
+    Only what changed is written, and each file in one step, so that a page may stay open meanwhile. What is
+    not given is taken from what the folder already holds (`atlas.json`, `data/looks.json`).
 
     Args:
-        out: The folder that holds the atlas and the pictures of the looks; all their paths are relative to it.
+        out: The folder that holds the atlas and the pictures of the looks; their paths are relative to it.
         atlas: The atlas manifest.
         looks: What photographs do in the network, one plain value each.
 
@@ -99,4 +99,6 @@ def _stored(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{str(path)!r} cannot be read ({error}); remove it or make the atlas again.") from error
+        raise StoreError(
+            f"{str(path)!r} cannot be read ({error}); remove it or make the atlas again."
+        ) from error

@@ -40,7 +40,8 @@ def write_if_changed(path: Path, content: str | bytes) -> bool:
     except OSError as error:
         reason = error.strerror or str(error)
         raise StoreError(
-            f"the report file {str(path)!r} cannot be written ({reason}); choose a writable folder with enough space."
+            f"the report file {str(path)!r} cannot be written ({reason}); "
+            "choose a writable folder with enough space."
         ) from error
     return True
 

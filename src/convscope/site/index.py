@@ -1,4 +1,4 @@
-"""From the atlas manifest to what the pages load: a slim index of all units, and details in blocks on demand."""
+"""From the atlas manifest to what the pages load: a slim index of all units, and details on demand."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def _details(unit: dict[str, Any]) -> dict[str, Any]:
     return {**{key: unit.get(key) for key in keys}, "natural": natural}
 
 
-def _index(atlas: dict[str, Any], layers: list[dict[str, Any]], units: list[dict[str, Any]]) -> dict[str, Any]:
+def _index(
+    atlas: dict[str, Any], layers: list[dict[str, Any]], units: list[dict[str, Any]]
+) -> dict[str, Any]:
     net = {key: value for key, value in atlas["net"].items() if key != "labels"}
     return {
         "state": atlas["state"],
@@ -116,7 +118,9 @@ def hero(units: list[dict[str, Any]], count: int) -> list[str]:
     rank = 0
     while len(chosen) < count and any(len(members) > rank for members in ranked.values()):
         row = [ranked[layer][rank] for layer in sorted(ranked, reverse=True) if len(ranked[layer]) > rank]
-        chosen += row[: count - len(chosen)]  # deep layers first: where the last row is cut, they are the richer ones
+        chosen += row[
+            : count - len(chosen)
+        ]  # deep layers first: where the last row is cut, they are the richer ones
         rank += 1
     return [unit["id"] for unit in sorted(chosen, key=lambda unit: (unit["layer"], unit["place"]))]
 

@@ -61,7 +61,9 @@ def register(page: Page) -> Page:
         UnknownName: Another page has that name.
     """
     if any(page.name == other.name for other in PAGES):
-        raise UnknownName(f"page name={page.name!r} is already registered; give the new page a name of its own.")
+        raise UnknownName(
+            f"page name={page.name!r} is already registered; give the new page a name of its own."
+        )
     PAGES.append(page)
     return page
 
@@ -69,7 +71,9 @@ def register(page: Page) -> Page:
 def _overview(contents: Contents) -> dict[str, Any] | None:
     if contents.atlas is None:
         return None
-    stages = [layer for layer in contents.atlas["layers"] if layer.get("role") == "stage" and layer.get("shape")]
+    stages = [
+        layer for layer in contents.atlas["layers"] if layer.get("role") == "stage" and layer.get("shape")
+    ]
     return {"stages": stages or contents.atlas["layers"]}
 
 

@@ -1,4 +1,4 @@
-"""Data for the pages, as classic scripts: a page opened from `file://` may not fetch, but may load a script."""
+"""Data for the pages, as classic scripts: a page opened from `file://` may load them, but not fetch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def assignment(key: str, value: Any) -> str:
         >>> assignment("atlas", {"done": 3})
         'window.convscopeData=window.convscopeData||{};convscopeData["atlas"]={"done":3};\\n'
     """
-    return f"window.convscopeData=window.convscopeData||{{}};convscopeData[{safe_json(key)}]={safe_json(value)};\n"
+    begin = "window.convscopeData=window.convscopeData||{};convscopeData"
+    return f"{begin}[{safe_json(key)}]={safe_json(value)};\n"
 
 
 def digest(content: str | bytes) -> str:

@@ -1,4 +1,4 @@
-"""Sprite sheets: the small pictures of up to 64 units in one WebP, so that thousands load without a stutter."""
+"""Sprite sheets: the small pictures of up to 64 units in one WebP, so that thousands load smoothly."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sheets:
         self._used: dict[str, dict[str, object]] = {}
 
     def sheet(self, name: str, images: Sequence[str | None]) -> Sheet:
-        """The sheet called `name` of these pictures (None: a unit without one), drawn only if they changed."""
+        """The sheet called `name` of these pictures (None: a unit has none), drawn only if they changed."""
         contents = [self._read(image) for image in images]
         version = digest(b"\0".join(digest(content).encode() if content else b"-" for content in contents))
         columns, rows = min(COLUMNS, len(images)), -(-len(images) // COLUMNS)
@@ -82,7 +82,13 @@ def is_inside(path: str) -> bool:
         [True, False, False, False]
     """
     pure = PurePosixPath(path)
-    return bool(path) and not pure.is_absolute() and ".." not in pure.parts and ":" not in path and "\\" not in path
+    return (
+        bool(path)
+        and not pure.is_absolute()
+        and ".." not in pure.parts
+        and ":" not in path
+        and "\\" not in path
+    )
 
 
 def _read_known(path: Path) -> dict[str, dict[str, object]]:
@@ -108,7 +114,11 @@ def _tile(content: bytes | None) -> Image.Image | None:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return ImageOps.fit(image.convert("RGB"), (TILE, TILE), Image.Resampling.BICUBIC)
-    except (OSError, ValueError, Image.DecompressionBombError):  # damaged: the page shows "no picture" for this unit
+    except (
+        OSError,
+        ValueError,
+        Image.DecompressionBombError,
+    ):  # damaged: the page shows "no picture" for this unit
         return None
 
 

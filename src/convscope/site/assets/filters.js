@@ -147,6 +147,7 @@
       class: counts.get(layer.index) ? null : "none", onclick: (event) => { event.preventDefault(); jump(layer.index); } },
       h("span", {}, name(layer)), h("small", {}, String(counts.get(layer.index) || 0)))))));
     const select = byId("jump"), options = atlas.layers.filter((layer) => counts.get(layer.index));
+    select.parentElement.hidden = !options.length;
     select.replaceChildren(...options.map((layer) => h("option", { value: layer.index }, name(layer))));
   }
   let here = null;

@@ -6,7 +6,8 @@
   const open = new Set(); // runs of modules the reader has unfolded; they stay so across updates
 
   function mosaic(atlas) {
-    const units = atlas.hero.map(C.unit), box = byId("mosaic");
+    const best = atlas.hero.map(C.unit), box = byId("mosaic");
+    const units = best.length > 12 ? best.slice(best.length % 12) : best; // whole rows only
     const full = units.length === 36; // four of them twice as large: 12 x 4 cells, or 6 x 8 on a phone
     const large = [26, 29, 31, 34]; // deep ones; where they lie says the style sheet
     box.className = "mosaic" + (full ? " full" : "");
@@ -22,7 +23,7 @@
   function lead(atlas) {
     const drawn = atlas.units.filter((unit) => unit.image).length;
     const layers = new Set(atlas.units.map((unit) => unit.layer)).size;
-    byId("lead").textContent = "What its filters look for: " + C.plural(drawn, "picture") + " from " + C.plural(layers, "layer") + ", from the first to the last.";
+    byId("lead").textContent = !drawn && atlas.state === "running" ? "The first pictures are on their way." : "What its filters look for: " + C.plural(drawn, "picture") + " from " + C.plural(layers, "layer") + ", from the first to the last.";
   }
 
   function best(atlas, layer, count) {
@@ -46,7 +47,7 @@
     byId("stages").replaceChildren(h("ol", {}, list.map(function (layer) {
       const unit = best(atlas, layer, 1)[0], size = spatial(layer.shape);
       const label = (size.length ? size.join(" × ") + " · " : "") + layer.channels;
-      return step(size.length ? Math.max(...size) : 1, label, layer.name, "filters.html#layer=" + layer.index, unit ? C.picture(unit) : h("span", { class: "pic none" }));
+      return step(size.length ? Math.max(...size) : 1, label, layer.name, "filters.html#layer=" + layer.index, unit ? C.picture(unit) : h("span", { class: "pic" + (atlas.state === "running" ? "" : " none") }));
     })));
     byId("stages").hidden = !list.length;
   }
