@@ -1,7 +1,8 @@
 """One way in: `load` turns a name, a file or a module into a `Net`, which every other verb takes.
 
 A `Net` is the caller's module, left untouched, with what is needed to feed it (`InputSpec`), the names of its
-classes, and where it came from. Nothing here imports torchvision or timm: `convscope._sources` does, on demand.
+classes, and where it came from. Nothing here imports torchvision or timm: `convscope._sources` does, on
+demand.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # InputSpec
 
 
@@ -39,7 +40,8 @@ _FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 class InputSpec:
     """What a network expects as input: shape, value range and normalization.
 
-    An image in [0, 1] is first scaled to `value_range`, then `(x - mean) / std` is applied channel by channel.
+    An image in [0, 1] is first scaled to `value_range`, then `(x - mean) / std` is applied channel by
+    channel.
 
     Args:
         shape: (channels, height, width), without the batch dimension.
@@ -67,7 +69,8 @@ class InputSpec:
         shape = tuple(self.shape)
         if len(shape) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
             raise BadInput(
-                f"input shape {shape} must be three positive integers (channels, height, width) without the batch; "
+                f"input shape {shape} must be three positive integers (channels, height, width) without "
+                "the batch; "
                 "give for instance (3, 224, 224)"
             )
         object.__setattr__(self, "shape", shape)
@@ -77,10 +80,14 @@ class InputSpec:
             raise BadInput(f"std={self.std} must be positive in every channel")
         low, high = (float(v) for v in self.value_range)
         if not (torch.isfinite(torch.tensor([low, high])).all() and low < high):
-            raise BadInput(f"value_range={self.value_range} must be two finite numbers (low, high) with low < high")
+            raise BadInput(
+                f"value_range={self.value_range} must be two finite numbers (low, high) with low < high"
+            )
         object.__setattr__(self, "value_range", (low, high))
         if self.dtype not in _FLOAT_TYPES:
-            raise BadInput(f"dtype={self.dtype} must be a floating type; give torch.float32 or convert the network")
+            raise BadInput(
+                f"dtype={self.dtype} must be a floating type; give torch.float32 or convert the network"
+            )
 
     def _per_channel(self, name: str) -> tuple[float, ...] | None:
         value = getattr(self, name)
@@ -91,7 +98,8 @@ class InputSpec:
             numbers *= self.channels
         if len(numbers) != self.channels or not torch.tensor(numbers).isfinite().all():
             raise BadInput(
-                f"{name}={value} must be {self.channels} finite numbers, one for each channel of shape {self.shape}"
+                f"{name}={value} must be {self.channels} finite numbers, one for each channel of shape "
+                f"{self.shape}"
             )
         return numbers
 
@@ -122,7 +130,7 @@ class InputSpec:
         return x
 
     def denormalize(self, x: Tensor) -> Tensor:
-        """The inverse of `normalize`: network input back to images, in [0, 1] where the input was in range."""
+        """The inverse of `normalize`: network input back to images in [0, 1]."""
         self._check_channels(x)
         if self.std is not None:
             x = x * self._column(self.std, x)
@@ -137,7 +145,8 @@ class InputSpec:
     def _check_channels(self, images: Tensor) -> None:
         if images.ndim < 3 or images.shape[-3] != self.channels:
             raise BadInput(
-                f"images of shape {tuple(images.shape)} must be [..., {self.channels}, height, width] for an input of "
+                f"images of shape {tuple(images.shape)} must be [..., {self.channels}, height, width] for "
+                "an input of "
                 f"shape {self.shape}"
             )
 
@@ -196,7 +205,8 @@ class InputSpec:
         """
         if example.ndim not in (3, 4):
             raise BadInput(
-                f"example input of shape {tuple(example.shape)} must be [batch, channel, height, width]; convscope looks "
+                f"example input of shape {tuple(example.shape)} must be [batch, channel, height, width]; "
+                "convscope looks "
                 "at networks that take images"
             )
         return cls(shape=tuple(example.shape[-3:]), dtype=example.dtype)
@@ -206,8 +216,8 @@ class InputSpec:
         """Reads `"SIZE"`, `"HEIGHTxWIDTH"` or `"CHANNELSxHEIGHTxWIDTH"`, as given on the command line.
 
         Example:
-            >>> InputSpec.parse("1x28x28").shape, InputSpec.parse("320x360").shape, InputSpec.parse("96").shape
-            ((1, 28, 28), (3, 320, 360), (3, 96, 96))
+            >>> [InputSpec.parse(text).shape for text in ("1x28x28", "320x360", "96")]
+            [(1, 28, 28), (3, 320, 360), (3, 96, 96)]
         """
         channels, size = _parse_shape(text)
         return cls(shape=(3 if channels is None else channels, *size))
@@ -216,13 +226,14 @@ class InputSpec:
 InputLike: TypeAlias = InputSpec | Tensor | str | Sequence[int]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Net
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Net:
-    """A network with what is needed to look at it: the caller's module, its input, its class names, its origin.
+    """A network with what is needed to look at it: the caller's module, its input, its class names, its
+    origin.
 
     Attributes:
         module: the module itself, never changed by convscope; work is done on `copy()`.
@@ -247,7 +258,7 @@ class Net:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of names, shapes, types and bytes of the state dict; computed again only after a weight changed."""
+        """SHA-256 of the state dict: names, shapes, types, bytes; computed again only after a change."""
         state = _tensors(self.module)
         version = tuple((name, id(t), -1 if t.is_inference() else t._version) for name, t in state.items())
         if version not in self._hashes:
@@ -300,7 +311,11 @@ class Net:
         numbers = lambda values: ", ".join(f"{v:.4g}" for v in values)  # noqa: E731
         normalization = "none" if self.normalization_known else "unknown, none assumed"
         if not spec.is_identity:
-            parts = [f"range {spec.value_range[0]:g} to {spec.value_range[1]:g}"] if spec.value_range != (0, 1) else []
+            parts = (
+                [f"range {spec.value_range[0]:g} to {spec.value_range[1]:g}"]
+                if spec.value_range != (0, 1)
+                else []
+            )
             parts += [f"mean {numbers(spec.mean)}"] if spec.mean is not None else []
             parts += [f"std {numbers(spec.std)}"] if spec.std is not None else []
             normalization = "; ".join(parts)
@@ -320,7 +335,9 @@ class Net:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.input.shape))
-        return f"Net({self.name!r}, input={shape}, parameters={self.parameters_count:,}, source={self.source!r})"
+        return (
+            f"Net({self.name!r}, input={shape}, parameters={self.parameters_count:,}, source={self.source!r})"
+        )
 
     def __rich__(self) -> Table:
         from rich.table import Table
@@ -387,11 +404,14 @@ def _deepcopy(module: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(module, memo)
+        with python_warnings.catch_warnings():
+            python_warnings.simplefilter("ignore")  # graph modules rebuild themselves with deprecated calls
+            return copy.deepcopy(module, memo)
     except Exception as error:  # anything may be raised by a foreign object's own copying
         where = _uncopyable(module)
         raise ModelError(
-            f"module {where} cannot be copied ({type(error).__name__}: {error}); remove what cannot be copied from it, "
+            f"module {where} cannot be copied ({type(error).__name__}: {error}); remove what cannot be "
+            "copied from it, "
             "or give it a __deepcopy__"
         ) from error
 
@@ -408,13 +428,14 @@ def _uncopyable(module: nn.Module) -> str:
     return f"{worst[0] or '(root)'!r} ({type(worst[1]).__name__})"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # load
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller asked of a scheme: the name after the colon, its options, and the wishes that shape building.
+    """What the caller asked of a scheme: the name after the colon, its options, and the wishes that shape
+    building.
 
     Attributes:
         rest: what follows "scheme:", without options.
@@ -445,6 +466,7 @@ class Built:
         trained: True, False, or None where the scheme cannot know.
         warnings: what the reader of the Net should know.
         loaded: whether the scheme has already dealt with `Request.weights`.
+        normalization: (mean, std) that a weights file gives for itself, which counts before that of `input`.
     """
 
     module: nn.Module
@@ -454,11 +476,11 @@ class Built:
     trained: bool | None = None
     warnings: tuple[str, ...] = ()
     loaded: bool = False
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 Scheme = Callable[[Request], Built]
 _SCHEMES: dict[str, Scheme] = {}
-_BUILT_IN = ("embedded", "timm", "torchvision")  # registered by convscope._sources on first use
 
 
 def register_scheme(name: str, scheme: Scheme) -> None:
@@ -468,7 +490,9 @@ def register_scheme(name: str, scheme: Scheme) -> None:
         RequestError: the name is taken, or is no lower-case word.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]+", name):
-        raise RequestError(f"scheme name {name!r} must be a lower-case word of letters, digits and underscores")
+        raise RequestError(
+            f"scheme name {name!r} must be a lower-case word of letters, digits and underscores"
+        )
     if _SCHEMES.get(name, scheme) is not scheme:
         raise RequestError(f"scheme {name!r} is already registered; choose another name")
     _SCHEMES[name] = scheme
@@ -496,19 +520,20 @@ def load(
             a path to a whole saved module (`.pt`, TorchScript, `.pt2`), with `trust=True`.
             Named architectures and factories take keyword arguments: `"timm:resnet18?num_classes=10"`.
             timm:, torchvision: and package.module: import that code, which therefore runs.
-        input: an `InputSpec`, an example tensor [batch, channel, height, width], a shape (channels, height, width),
-            or text such as `"1x28x28"`, `"320x360"`, `"96"`. A shape or text keeps the normalization found in the
-            model's metadata; an `InputSpec` replaces it.
-        weights: a state dict as `.safetensors`, or `.pt`/`.pth` (read without running code); or `"hub"`, which lets
-            timm or torchvision download the published weights of a named model. Nothing is fetched otherwise.
+        input: an `InputSpec`, an example tensor [batch, channel, height, width], a shape (channels, height,
+            width), or text such as `"1x28x28"`, `"320x360"`, `"96"`. A shape or text keeps the normalization
+            found in the model's metadata; an `InputSpec` replaces it.
+        weights: a state dict as `.safetensors`, or `.pt`/`.pth` (read without running code); or `"hub"`,
+            which lets timm or torchvision download the published weights of a named model. Nothing is fetched
+            otherwise.
         trust: allow files that run code when they are loaded: pickled modules, TorchScript, `.pt2`.
         labels: class names in order of the logits, in place of those found.
         name: a short name for titles, in place of the one found.
         seed: seeds the random weights of an architecture loaded without trained ones.
 
     Returns:
-        The Net. An `nn.Module` given as source stays untouched and is held as it is, except with `weights`, which
-        are loaded into a copy. The global random state is as before.
+        The Net. An `nn.Module` given as source stays untouched and is held as it is, except with `weights`,
+        which are loaded into a copy. The global random state is as before.
 
     Raises:
         UnknownName: no such model; the nearest names are listed.
@@ -538,7 +563,7 @@ def load(
         input=spec,
         labels=built.labels if labels is None else _read_labels(labels),
         name=name or built.name,
-        source=origin if weights in (None, "hub") else f"{origin} with weights {os.path.basename(weights)}",
+        source=origin if weights is None else f"{origin} with weights {os.path.basename(weights)}",
         trained=built.trained,
         warnings=built.warnings + notes + odd,
         normalization_known=known,
@@ -550,23 +575,23 @@ def load(
 
 def _build(source: Any, wish: _Wish, weights: str | None, trust: bool) -> tuple[Built, str]:
     """The module a source stands for, and the text that says where it came from."""
-    from convscope import _sources  # noqa: PLC0415  (it needs this module)
+    from convscope import _sources
 
     if isinstance(source, nn.Module):
         return _sources.from_module(source), "module"
     if source is None:
         source = "embedded:efficientnet_lite0"
     if not isinstance(source, str | PathLike):
-        what = f"the class {source.__name__}" if isinstance(source, type) else f"a {type(source).__name__}"
+        what = f"class {source.__name__}" if isinstance(source, type) else type(source).__name__
         raise RequestError(
-            f"source={what} must be an nn.Module instance, a name such as 'timm:resnet18', or a path; "
+            f"source ({what}) must be an nn.Module instance, a name such as 'timm:resnet18', or a path; "
             "call the class or function first"
         )
     text = os.fspath(source)
     request = Request("", channels=wish.channels, size=wish.size, weights=weights, trust=trust)
     built = _sources.from_text(text, request, _SCHEMES)
     if not isinstance(built.module, nn.Module):
-        raise ModelError(f"source={text!r} gave a {type(built.module).__name__}, which is no nn.Module")
+        raise ModelError(f"source={text!r} gave {type(built.module).__name__}, which is no nn.Module")
     set_eval(built.module)
     return built, text
 
@@ -576,18 +601,21 @@ def _with_weights(built: Built, weights: str | None, trust: bool, own: bool) -> 
     if weights is None or built.loaded:
         return built
     if weights == "hub":
-        raise RequestError("weights='hub' works with 'timm:NAME' and 'torchvision:NAME' only; give a path instead")
-    from convscope import _weights  # noqa: PLC0415
+        raise RequestError(
+            "weights='hub' works with 'timm:NAME' and 'torchvision:NAME' only; give a path instead"
+        )
+    from convscope import _weights
 
     module = built.module if own else _deepcopy(built.module)
     checkpoint = _weights.read(weights, trust=trust)
     notes = _weights.fit(module, checkpoint)
-    spec = built.input
-    if spec is not None and spec.is_identity and checkpoint.normalization is not None:
-        mean, std = checkpoint.normalization
-        if len(mean) == len(std) == spec.channels:
-            spec = replace(spec, mean=mean, std=std)
-    return replace(built, module=module, input=spec, trained=True, warnings=built.warnings + notes)
+    return replace(
+        built,
+        module=module,
+        trained=True,
+        warnings=built.warnings + notes,
+        normalization=checkpoint.normalization,
+    )
 
 
 def _reload(
@@ -634,7 +662,7 @@ def as_net(net: Net | nn.Module, input: InputLike | None = None) -> Net:
         raise RequestError(
             f"net={net!r} must be a Net or an nn.Module; load it first with convscope.load({net!r})"
             if isinstance(net, str)
-            else f"net is a {type(net).__name__} and must be a Net or an nn.Module; make one with convscope.load"
+            else f"net ({type(net).__name__}) must be a Net or an nn.Module; make one with convscope.load"
         )
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore", ConvscopeWarning)  # they stay in Net.warnings
@@ -649,13 +677,15 @@ def require_trained(net: Net, random: bool = False) -> None:
     """
     if net.trained is False and not random:
         raise UntrainedWeights(
-            f"{net.name} has random weights (source {net.source!r}), and a picture of random weights is noise; give "
-            "trained ones with weights=PATH (or weights='hub' to download the published ones), or pass random=True / "
+            f"{net.name} has random weights (source {net.source!r}), and a picture of random weights is "
+            "noise; give "
+            "trained ones with weights=PATH (or weights='hub' to download the published ones), or pass "
+            "random=True / "
             "--random to go on"
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the input
 
 
@@ -681,37 +711,43 @@ def _read_input(input: InputLike | None) -> _Wish:
         channels, size = _parse_shape(input)
         return _Wish(None, channels, size)
     if isinstance(input, Sequence) and all(isinstance(n, int) for n in input):
-        shape = tuple(input)[1:] if len(input) == 4 else tuple(input)
+        shape: tuple[Any, ...] = tuple(input)[1:] if len(input) == 4 else tuple(input)
         spec = InputSpec(shape=shape)
         return _Wish(None, spec.channels, spec.size)
     raise BadInput(
-        f"input is a {type(input).__name__} and must be an InputSpec, an example tensor, a shape (channels, height, "
+        f"input ({type(input).__name__}) must be an InputSpec, an example tensor, a shape "
+        "(channels, height, "
         "width) or text such as '3x224x224'"
     )
 
 
 def _settle_input(wish: _Wish, built: Built) -> tuple[InputSpec, bool, tuple[str, ...]]:
-    """The specification to use, whether its normalization is known, and what the reader should know about it."""
+    """The specification to use, whether its normalization is known, and notes for the reader."""
     found = built.input
     if wish.spec is not None:
         notes: tuple[str, ...] = ()
         if wish.spec.is_identity and found is not None and not found.is_identity:
             notes = (
-                "the given InputSpec has no normalization, though the model's metadata has one; give the shape alone "
+                "the given InputSpec has no normalization, though the model's metadata has one; give the "
+                "shape alone "
                 f"(input='{'x'.join(map(str, wish.spec.shape))}') to keep it",
             )
         return wish.spec, not wish.spec.is_identity, notes
     if found is None and wish.size is None:
         raise BadInput(
-            f"{built.name} says nothing about its input; give input= an example tensor, an InputSpec or a shape such as "
+            f"{built.name} says nothing about its input; give input= an example tensor, an InputSpec or a "
+            "shape such as "
             "'3x224x224'"
         )
     first = next((p for p in built.module.parameters() if p.dtype in _FLOAT_TYPES), None)
     dtype = wish.dtype or (first.dtype if first is not None else torch.float32)
     base = found or InputSpec(shape=(wish.channels or 3, 1, 1))
     channels = wish.channels or base.channels
+    size = wish.size or base.size
+    if built.normalization is not None and len(built.normalization[0]) == channels:
+        return InputSpec((channels, *size), *built.normalization, dtype=dtype), True, ()
     mean, std = (base.mean, base.std) if channels == base.channels else (None, None)
-    spec = InputSpec((channels, *(wish.size or base.size)), mean, std, base.value_range, dtype)
+    spec = InputSpec((channels, *size), mean, std, base.value_range, dtype)
     return spec, found is not None and channels == base.channels, ()
 
 
@@ -719,7 +755,8 @@ def _parse_shape(text: str) -> tuple[int | None, tuple[int, int]]:
     """(channels or None, (height, width)) from "SIZE", "HxW" or "CxHxW"."""
     if not re.fullmatch(r"\s*\d{1,6}(\s*[xX]\s*\d{1,6}){0,2}\s*", text, flags=re.ASCII):
         raise BadInput(
-            f"input={text!r} must be SIZE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, for instance 224, 320x360 or 1x28x28"
+            f"input={text!r} must be SIZE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, for instance 224, "
+            "320x360 or 1x28x28"
         )
     numbers = [int(part) for part in re.findall(r"\d+", text)]
     channels = numbers[0] if len(numbers) == 3 else None
@@ -734,15 +771,18 @@ def _read_labels(labels: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # checks and state
 
 
 def _check_initialized(module: nn.Module) -> None:
-    lazy = [name for name, p in module.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    lazy = [
+        name for name, p in module.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)
+    ]
     if lazy:
         raise ModelError(
-            f"parameter {lazy[0]!r} has no shape yet (a lazy module); run the network once on an example input first"
+            f"parameter {lazy[0]!r} has no shape yet (a lazy module); run the network once on an example "
+            "input first"
         )
 
 
@@ -754,7 +794,9 @@ def _odd_weights(module: nn.Module, shown: int = 5) -> tuple[str, ...]:
             continue
         dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
         if not torch.isfinite(dense).all():
-            kinds = [kind for kind, test in (("NaN", torch.isnan), ("infinity", torch.isinf)) if test(dense).any()]
+            kinds = [
+                kind for kind, test in (("NaN", torch.isnan), ("infinity", torch.isinf)) if test(dense).any()
+            ]
             odd.append(f"{name} ({' and '.join(kinds)})")
     if not odd:
         return ()
@@ -769,8 +811,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def preserved(module: nn.Module) -> Iterator[nn.Module]:
     """Leaves the module and the global random state as they were, also after an exception.
 
-    Restores the train/eval flag of each submodule, requires_grad and grad of each parameter and buffer, and removes
-    hooks added inside. Weights are not saved: nobody inside may change them.
+    Restores the train/eval flag of each submodule, requires_grad and grad of each parameter and buffer, and
+    removes hooks added inside. Weights are not saved: nobody inside may change them.
 
     Raises:
         ModelError: the body ended well but left hooks behind (they are removed).
@@ -810,8 +852,8 @@ def _remove_new_hooks(before: list[tuple[nn.Module, str, dict[int, Any]]]) -> in
     """Removes hooks that were not there before; returns how many."""
     count = 0
     for part, name, old in before:
-        now = getattr(part, name, None)
-        for key in [key for key in now or {} if key not in old]:
+        now: dict[int, Any] = getattr(part, name, None) or {}
+        for key in [key for key in now if key not in old]:
             del now[key]
             count += 1
     return count
@@ -819,7 +861,7 @@ def _remove_new_hooks(before: list[tuple[nn.Module, str, dict[int, Any]]]) -> in
 
 @contextmanager
 def _kept_rng(seed: int | None) -> Iterator[None]:
-    """Saves and restores the global random generators of torch, numpy and Python; seeds them inside where asked."""
+    """Restores the global random generators of torch, numpy and Python; seeds them inside where asked."""
     numpy = sys.modules.get("numpy")
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     states = (torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None)
