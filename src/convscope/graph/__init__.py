@@ -1,7 +1,8 @@
 """The executed graph: which modules and tensor operations one forward pass ran, which tensors went where."""
 
+from convscope.graph.layout import Layout, layout
 from convscope.graph.names import resolve
 from convscope.graph.record import record
 from convscope.graph.structure import Call, Graph, Op, Value
 
-__all__ = ["Call", "Graph", "Op", "Value", "record", "resolve"]
+__all__ = ["Call", "Graph", "Layout", "Op", "Value", "layout", "record", "resolve"]

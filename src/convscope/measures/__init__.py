@@ -1,0 +1,1 @@
+"""One file a measure: what a layer costs and sees."""

@@ -1,0 +1,252 @@
+"""Receptive fields: which pixels of the input a feature can see, over all paths of the executed graph.
+
+Size, stride and padding as in Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural
+Networks" (Distill, 2019): the feature at position p sees the pixels from `stride * p - padding` on, `size`
+of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from convscope.errors import RequestError
+from convscope.graph import Graph, record
+from convscope.graph.rules import follow
+from convscope.graph.trace import Number, Reach, Trace, ratio
+from convscope.models import InputSpec, Net
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The pixels that a layer's features see, one number for each axis of the image (height, width).
+
+    Attributes:
+        size: number of pixels the widest feature sees, zero padding included; the whole image where it is
+            whole.
+        stride: pixels between the fields of neighbouring features; a Fraction after upsampling; 0 where the
+            field
+            does not move: the whole image, or a layer without positions.
+        padding: how far the field of position 0 begins before the image. Where padding is asymmetric
+            (TensorFlow's "same") this is the left or top side; the other side follows from `box` of the last
+            position.
+        whole: for each axis, whether features see all of it, whatever the image's size.
+        local: the field through local paths alone, where another path (a squeeze-and-excitation gate,
+            attention, normalization over space) opens it to the whole image; None where there is no local
+            path beside.
+        aligned: whether all local paths have the same stride and centre.
+        image: the image's size.
+        reasons: the operations that opened the field to the whole image.
+        bounds: operations at which the field had to be widened to be said in these terms: where there are
+            any, the true field may be smaller, never larger.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[Number, ...]
+    padding: tuple[int, ...]
+    whole: tuple[bool, ...]
+    local: ReceptiveField | None
+    aligned: bool
+    image: tuple[int, ...]
+    reasons: tuple[str, ...] = ()
+    bounds: tuple[str, ...] = ()
+    _rows: tuple[_Row, ...] = field(default=(), repr=False)
+
+    @property
+    def is_global(self) -> bool:
+        """Whether features see the whole image along every axis."""
+        return bool(self.whole) and all(self.whole)
+
+    def box(self, position: int | Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """The pixels that the feature at a position sees.
+
+        Args:
+            position: one index an axis; one number alone stands for all axes.
+
+        Returns:
+            (start, stop) for each axis, stop excluded. It may reach outside the image: that part is padding.
+
+        Raises:
+            RequestError: the position has another number of indices than the image has axes.
+
+        Example:
+            >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.MaxPool2d(2))
+            >>> receptive_field(net, "1", input=InputSpec((1, 32, 48))).box((0, 3))
+            ((-1, 4), (11, 16))
+        """
+        where = (position,) * len(self.size) if isinstance(position, int) else tuple(position)
+        if len(where) != len(self.size):
+            raise RequestError(
+                f"position={where} has {len(where)} indices; give one for each of the {len(self.size)} "
+                f"image axes"
+            )
+        return tuple(
+            (0, extent) if whole else row.span(index)
+            for extent, whole, row, index in zip(self.image, self.whole, self._rows, where, strict=True)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; a fractional stride as a float."""
+        return {
+            "size": list(self.size),
+            "stride": [step if isinstance(step, int) else float(step) for step in self.stride],
+            "padding": list(self.padding),
+            "is_global": self.is_global,
+            "whole": list(self.whole),
+            "aligned": self.aligned,
+            "local": None if self.local is None else self.local.to_dict(),
+            "reasons": list(self.reasons),
+            "bounds": list(self.bounds),
+        }
+
+
+def receptive_field(
+    net: Net | nn.Module, layer: str, *, input: InputSpec | None = None, graph: Graph | None = None
+) -> ReceptiveField:
+    """The receptive field of a layer's features in the network's input.
+
+    It is derived from the operations that one forward pass ran, along the union of all paths: branches,
+    dilation, transposed convolution, resampling, slicing, explicit padding and attention included. An
+    operation without a rule counts as seeing the whole image and is named in `reasons`.
+
+    Args:
+        net: the network.
+        layer: a dotted module name; `name#k` is its k-th call, the last by default.
+        input: what to feed a plain module, or instead of the Net's own specification.
+        graph: a recording of the same network, which saves running it again.
+
+    Returns:
+        The field of the first tensor that the layer returns.
+
+    Raises:
+        UnknownLayer: there is no such layer, or it did not run.
+        RequestError: the layer's result does not depend on the input.
+        ModelError: the network failed on its example input.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1))
+        >>> found = receptive_field(net, "2", input=InputSpec((1, 32, 48)))
+        >>> found.size, found.stride, found.padding
+        ((8, 8), (2, 2), (3, 3))
+    """
+    if graph is None:
+        graph = record(net, spec=input)
+    call = graph.call(layer)
+    trace = follow(graph)[call.outputs[0]] if call.outputs else None
+    if trace is None or not trace.depends:
+        raise RequestError(
+            f"layer {layer!r} gives no tensor that depends on the input, so it has no receptive field; "
+            f"choose another"
+        )
+    return field_of(trace)
+
+
+def field_of(trace: Trace) -> ReceptiveField:
+    """The receptive field that a trace spells out."""
+    rows = [_row(trace, number) for number in range(len(trace.reach))]
+    local = _field(trace.reach, rows, [False] * len(rows)) if all(row.windows for row in rows) else None
+    whole = [
+        bool(reach.whole) or row.covers(reach.extent) for reach, row in zip(trace.reach, rows, strict=True)
+    ]
+    if local is not None and not any(whole):
+        return local
+    reasons = tuple(sorted(frozenset().union(*(reach.whole for reach in trace.reach))))
+    return _field(trace.reach, rows, whole, local, reasons)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The fields along one image axis, over the layer's positions along it counted in one row.
+
+    Attributes:
+        windows: (step, low, high) of each path.
+        count: number of positions.
+        widened: whether the positions do not form one even row, so that the windows are upper bounds.
+    """
+
+    windows: tuple[tuple[Number, Number, Number], ...]
+    count: int
+    widened: bool
+
+    def span(self, position: int) -> tuple[int, int]:
+        """Whole pixels in any of the windows: (start, stop)."""
+        starts = [math.ceil(low + step * position) for step, low, _ in self.windows]
+        stops = [math.floor(high + step * position) + 1 for step, _, high in self.windows]
+        return min(starts), max(stops)
+
+    def covers(self, extent: int) -> bool:
+        """Whether there is no position left and what is seen is all of the image, or no local path at all."""
+        if not self.windows:
+            return True
+        start, stop = self.span(0)
+        return not any(step for step, _, _ in self.windows) and start <= 0 and stop >= extent
+
+    @property
+    def widest(self) -> int:
+        """The largest number of pixels any position sees."""
+        # Moved by fractions of a pixel, a field repeats itself; paths of different steps drift apart.
+        period = math.lcm(*(Fraction(step).denominator for step, _, _ in self.windows))
+        spans = [self.span(position) for position in range(period if len(self.windows) == 1 else self.count)]
+        return max(stop - start for start, stop in spans)
+
+
+def _row(trace: Trace, number: int) -> _Row:
+    """Lines up the positions of a trace along one image axis."""
+    reach = trace.reach[number]
+    if not reach.windows:
+        return _Row((), 1, widened=False)
+    factors = [(a, i, f) for a, axis in enumerate(trace.axes) for i, f in enumerate(axis.factors)]
+    places = [(a, i, f.size) for a, i, f in factors if f.label == number]
+    others = [(a, i, f.size) for a, i, f in factors if f.label != number]
+    # The positions may lie in several factors, such as (window, place in the window): major ones first.
+    places.sort(key=lambda place: -max(abs(steps[place[0]][place[1]]) for steps in reach.windows))
+    strides = [math.prod(size for _, _, size in places[at + 1 :]) for at in range(len(places))]
+    windows: dict[Number, tuple[Number, Number]] = {}
+    widened = False
+    for steps, (low, high) in reach.windows.items():
+        own = [steps[a][i] for a, i, _ in places]
+        step: Number = (ratio(own[0], strides[0]) or own[-1]) if own else 0
+        uneven = [
+            (had - step * n) * (size - 1) for had, n, (_, _, size) in zip(own, strides, places, strict=True)
+        ]
+        hidden = [steps[a][i] * (size - 1) for a, i, size in others]  # all channels together
+        widened = widened or any(uneven)
+        low, high = (
+            low + sum(min(0, part) for part in uneven + hidden),
+            high + sum(max(0, part) for part in uneven + hidden),
+        )
+        known = windows.get(step, (low, high))
+        windows[step] = (min(low, known[0]), max(high, known[1]))
+    ordered = sorted(windows.items(), key=lambda item: -abs(item[0]))
+    return _Row(
+        tuple((step, *ends) for step, ends in ordered), math.prod(size for _, _, size in places), widened
+    )
+
+
+def _field(
+    reach: tuple[Reach, ...],
+    rows: list[_Row],
+    whole: list[bool],
+    local: ReceptiveField | None = None,
+    reasons: tuple[str, ...] = (),
+) -> ReceptiveField:
+    seen = list(zip(reach, rows, whole, strict=True))
+    bounds = frozenset().union(*(part.bounds for part in reach))
+    if any(row.widened for row in rows):
+        bounds = bounds | {"positions in windows"}
+    return ReceptiveField(
+        size=tuple(part.extent if is_whole else row.widest for part, row, is_whole in seen),
+        stride=tuple(0 if is_whole else row.windows[0][0] for _, row, is_whole in seen),
+        padding=tuple(0 if is_whole else -row.span(0)[0] for _, row, is_whole in seen),
+        whole=tuple(whole),
+        local=local,
+        aligned=all(part.aligned and len(part.windows) <= 1 for part in reach),
+        image=tuple(part.extent for part in reach),
+        reasons=reasons,
+        bounds=tuple(sorted(bounds)),
+        _rows=tuple(rows),
+    )
