@@ -103,7 +103,7 @@ def test_a_deep_link_opens_the_unit(visit: Opener, report: Path) -> None:
     assert page.locator(".unit[aria-current]").get_attribute("data-id") == "7/3/0"
     assert page.evaluate("document.querySelector('#panel img.large').naturalWidth") == 128
     page.evaluate("location.hash = 'unit=7/99/0'")
-    until(page, "document.querySelector('#panel h2').textContent === 'Unit 7/99/0'")
+    until(page, "document.querySelector('#panel h2')?.textContent === 'Unit 7/99/0'")
     assert "no such unit" in panel.inner_text()
 
 
@@ -112,7 +112,7 @@ def test_units_without_a_picture_say_why(visit: Opener, report: Path) -> None:
     assert page.locator("#panel div.large").inner_text() == "dead"
     assert "Zero on natural and random input alike" in page.locator("#panel").inner_text()
     page.evaluate("location.hash = 'unit=6/8/0'")
-    until(page, "document.querySelector('#panel div.large').textContent === 'not finite'")
+    until(page, "document.querySelector('#panel div.large')?.textContent === 'not finite'")
 
 
 def test_keyboard(visit: Opener, report: Path) -> None:
@@ -124,10 +124,11 @@ def test_keyboard(visit: Opener, report: Path) -> None:
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")  # the first unit: stays
     assert heading.inner_text() == "Channel 0"
-    assert page.url.endswith("#unit=0/0/0")
+    until(page, "location.hash === '#unit=0/0/0'")
+    assert page.title().startswith("conv_stem · channel 0 · Filters")
     page.keyboard.press("Escape")
     assert page.locator("#panel").is_hidden()
-    assert "#" not in page.url
+    until(page, "location.hash === ''")
     focused = "document.activeElement.dataset.id || document.activeElement.id"
     assert page.evaluate(focused) == "0/0/0"
     page.keyboard.press("ArrowRight")
@@ -135,7 +136,7 @@ def test_keyboard(visit: Opener, report: Path) -> None:
     below = page.evaluate(focused)
     assert below.split("/")[0] in ("0", "1")
     page.keyboard.press("Enter")
-    assert page.url.endswith(f"#unit={below}")
+    until(page, f"location.hash === '#unit={below}'")
     assert page.evaluate(focused) == "panel"
     page.keyboard.press("/")
     assert page.evaluate(focused) == "query"
@@ -280,7 +281,8 @@ def test_a_running_atlas_fills_in_place(visit: Opener, fakes: ModuleType, tmp_pa
     fake = fakes.FakeAtlas(tmp_path, units=120, distinct=12)
     fake.add(70)
     site.write(tmp_path, atlas=fake.manifest("running"))
-    seen = visit(tmp_path, "filters.html#unit=4/2/0", height=500)
+    hurry = "const wait = setTimeout; window.setTimeout = (run, ms) => wait(run, ms >= 3000 ? ms / 10 : ms);"
+    seen = visit(tmp_path, "filters.html#unit=4/2/0", height=500, script=hurry)
     page = seen.page
     assert "70 of 120" in page.locator("#progress").inner_text()
     before, where = page.evaluate("scrollY"), page.locator("#panel h2").inner_text()
@@ -297,7 +299,7 @@ def test_a_running_atlas_fills_in_place(visit: Opener, fakes: ModuleType, tmp_pa
     assert page.locator("#count").inner_text() == "120 units"
     assert page.locator("#panel img.large").get_attribute("data-same") == "yes"  # untouched by the updates
     asked = len(seen.requests)
-    page.wait_for_timeout(3400)
+    page.wait_for_timeout(700)
     assert len(seen.requests) == asked  # finished: it no longer asks
 
 

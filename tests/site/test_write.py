@@ -15,7 +15,7 @@ from PIL import Image
 
 from convscope import site
 from convscope.errors import RequestError, StoreError, UnknownName
-from convscope.site import index, pages, scripts
+from convscope.site import build, index, pages, scripts
 from convscope.site.files import write_if_changed
 from convscope.site.sprites import BLOCK, TILE, Sheets
 
@@ -182,3 +182,18 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     ):
         write_if_changed(tmp_path / "atlas.json" / "page.html", "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["atlas.json"]
+
+
+def test_paced_skips_only_while_running(
+    fakes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(
+        [0.0, 1.0, 3.0, 10.0, 50.0, 51.0, 60.0, 61.0]
+    )  # began; write 1: 2 s; asked at 10 s: no; at 50 s: yes
+    monkeypatch.setattr(build.time, "monotonic", lambda: next(clock))
+    states: list[str] = []
+    monkeypatch.setattr(build, "write", lambda out, atlas: states.append(atlas["step"]))
+    write = build.paced(tmp_path, share=0.05)
+    for step, state in (("a", "running"), ("b", "running"), ("c", "running"), ("d", "done")):
+        write({"step": step, "state": state})
+    assert states == ["a", "c", "d"]

@@ -1,6 +1,7 @@
 """The offline report: pages and notebook views. It knows how to draw and computes nothing.
 
     write(out, atlas=manifest, looks=[...])     -> OUT/index.html and the pages it leads to
+    paced(out)                                  -> a function to call after every chunk of a running atlas
     notebook.html(thing)                        -> one self-contained HTML fragment
 
 A later issue adds a page by calling `register(Page(...))` and shipping its template and script.
@@ -8,7 +9,7 @@ A later issue adds a page by calling `register(Page(...))` and shipping its temp
 
 from __future__ import annotations
 
-from convscope.site.build import write
+from convscope.site.build import paced, write
 from convscope.site.pages import Contents, Page, register
 
-__all__ = ["Contents", "Page", "register", "write"]
+__all__ = ["Contents", "Page", "paced", "register", "write"]

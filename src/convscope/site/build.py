@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,31 @@ def write(
         write_if_changed(out / "data" / "looks.json", safe_json(list(looks)))
     index = None if atlas is None else write_index(out, atlas)
     return _write_pages(pages.Contents(out, atlas, index, tuple(kept)))
+
+
+def paced(out: str | Path, share: float = 0.05) -> Callable[[dict[str, Any]], None]:
+    """What an atlas calls after each chunk: writes the report, but spends at most a share of the time.
+
+    Args:
+        out: The report's folder.
+        share: Part of the running time that may go into writing; with thousands of units chunks are skipped.
+            The first chunk and the last state (anything but `running`) are always written.
+
+    Returns:
+        A function of the manifest.
+    """
+    began = time.monotonic()
+    spent = 0.0
+
+    def write_now(atlas: dict[str, Any]) -> None:
+        nonlocal spent
+        now = time.monotonic()
+        if spent and atlas["state"] == "running" and spent > share * (now - began):
+            return
+        write(out, atlas=atlas)
+        spent += time.monotonic() - now
+
+    return write_now
 
 
 def _write_pages(contents: pages.Contents) -> Path:

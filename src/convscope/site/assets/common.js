@@ -41,7 +41,7 @@
   C.plural = (count, word) => count.toLocaleString("en") + " " + word + (count === 1 ? "" : "s");
 
   // ---- data
-  let listeners = [], state = "", layers = new Map(), units = new Map();
+  let listeners = [], state = "", layers = new Map(), units = new Map(), pause = POLL;
   C.atlas = () => DATA.atlas;
   C.layer = (index) => layers.get(index);
   C.unit = (id) => units.get(id);
@@ -82,8 +82,12 @@
     if (!DATA.atlas || DATA.atlas.state !== "running") return;
     setTimeout(function () {
       if (document.hidden) return poll();
-      C.load("data/atlas.js?t=" + Date.now()).then(accept, () => undefined).then(poll);
-    }, POLL);
+      const begun = performance.now();
+      C.load("data/atlas.js?t=" + Date.now()).then(accept, () => undefined).then(function () {
+        pause = Math.max(POLL, 20 * (performance.now() - begun)); // a huge atlas asks less often
+        poll();
+      });
+    }, pause);
   }
   function progress(atlas) {
     const box = document.getElementById("progress"), done = atlas.units.length;

@@ -7,7 +7,8 @@
   const GAP = 10, CAPTION = 24, HEADER = 58, MARGIN = 900; // pixels; MARGIN is drawn above and below the window
   const narrow = matchMedia("(max-width: 860px)");
   let atlas = null, rows = [], list = [], place = new Map(), live = new Map(), columns = 1, side = 100;
-  let selected = null, focused = null, filled = "";
+  let selected = null, focused = null, filled = "", pending = 0;
+  const title = document.title;
 
   // ---- which units, in which order
   const SHOW = {
@@ -186,15 +187,16 @@
     const was = selected;
     selected = id;
     for (const one of box.querySelectorAll(".unit[aria-current]")) one.removeAttribute("aria-current");
-    if (how !== "read") history[how === "open" && !was ? "pushState" : "replaceState"](null, "", id ? "#unit=" + id : location.pathname + location.search);
+    if (how !== "read") address(id, how === "open" && !was);
     const opened = document.body.classList.contains("has-panel") !== Boolean(id);
     document.body.classList.toggle("has-panel", Boolean(id));
     panel.hidden = !id;
     modal();
     if (opened) layout();
+    const unit = id && C.unit(id);
+    document.title = unit ? C.title(unit) + " · " + title : title;
     if (!id) {
       filled = "";
-      document.title = document.title.replace(/^.* › /, "");
       return;
     }
     focus(id, false);
@@ -202,6 +204,11 @@
     const current = node(id);
     if (current) current.setAttribute("aria-current", "true");
     fill();
+  }
+  function address(id, added) { // with a pause: browsers complain of a held arrow key that changes it at every beat
+    clearTimeout(pending);
+    if (added) history.pushState(null, "", "#unit=" + id);
+    else pending = setTimeout(() => history.replaceState(null, "", id ? "#unit=" + id : location.pathname + location.search), id ? 150 : 0);
   }
   function modal() { // on a phone the panel covers everything: what lies below takes no focus
     const covered = narrow.matches && !panel.hidden;
@@ -332,6 +339,7 @@
 
   // ---- the address: #unit=3/17/0, #layer=3, #q=tench
   function read() {
+    clearTimeout(pending);
     const asked = new URLSearchParams(location.hash.slice(1));
     if (asked.has("q") && asked.get("q") !== query.value) { query.value = asked.get("q"); layout(); }
     if (asked.has("layer")) jump(asked.get("layer"));

@@ -111,10 +111,13 @@
   }
 
   C.onAtlas(function (atlas) {
+    const focused = document.activeElement && document.activeElement.getAttribute("href");
     mosaic(atlas);
     lead(atlas);
     stages(atlas);
     layers(atlas);
     skipped(atlas);
+    const again = focused && [...document.querySelectorAll("main a")].find((link) => link.getAttribute("href") === focused);
+    if (again && document.activeElement === document.body) again.focus({ preventScroll: true });
   });
 })();
