@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -203,7 +204,7 @@ def _row(trace: Trace, number: int) -> _Row:
     places = [(a, i, f.size) for a, i, f in factors if f.label == number]
     others = [(a, i, f.size) for a, i, f in factors if f.label != number]
     # The positions may lie in several factors, such as (window, place in the window): major ones first.
-    places.sort(key=lambda place: -max(abs(steps[place[0]][place[1]]) for steps in reach.windows))
+    places.sort(key=lambda place: -max(abs(float(steps[place[0]][place[1]])) for steps in reach.windows))
     strides = [math.prod(size for _, _, size in places[at + 1 :]) for at in range(len(places))]
     windows: dict[Number, tuple[Number, Number]] = {}
     widened = False
@@ -221,7 +222,7 @@ def _row(trace: Trace, number: int) -> _Row:
         )
         known = windows.get(step, (low, high))
         windows[step] = (min(low, known[0]), max(high, known[1]))
-    ordered = sorted(windows.items(), key=lambda item: -abs(item[0]))
+    ordered = sorted(windows.items(), key=lambda item: -abs(float(item[0])))
     return _Row(
         tuple((step, *ends) for step, ends in ordered), math.prod(size for _, _, size in places), widened
     )
