@@ -1,0 +1,115 @@
+"""Robustness: a fresh random jitter, scale and rotation for every picture at every step, in one resampling.
+
+A picture that excites a unit only at one exact alignment is noise; one that survives small moves shows what the unit
+responds to (Olah et al., 2017). Each unit draws from its own seeded stream, so that its moves do not depend on what
+else is in the batch; all draws are made before the loop, so that the loop never waits for the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from convscope.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Robust:
+    """Random moves of the canvas.
+
+    Args:
+        jitter: largest shift, pixels, along each axis.
+        scale: smallest and largest zoom; drawn evenly.
+        rotate: largest angle, degrees, either way.
+        border: "reflect" the picture at its edge, or a number that fills what lies beyond.
+        pad: pixels of border added on each side before the moves.
+        noise: standard deviation of Gaussian noise added to the moved picture.
+        views: moved copies of each picture a step, averaged.
+
+    Example:
+        >>> Robust(jitter=4, rotate=0.0).is_identity
+        False
+    """
+
+    jitter: float = 8.0
+    scale: tuple[float, float] = (0.9, 1.1)
+    rotate: float = 10.0
+    border: str | float = "reflect"
+    pad: int = 0
+    noise: float = 0.0
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not (0 < low <= high < math.inf):
+            raise RequestError(f"scale={self.scale} must be two positive numbers, the smaller first")
+        if not (0 <= self.jitter < math.inf and 0 <= self.rotate <= 180 and self.pad >= 0 and self.noise >= 0):
+            raise RequestError("jitter, pad and noise must be 0 or more, rotate 0 to 180 degrees")
+        if isinstance(self.border, str) and self.border != "reflect":
+            raise RequestError(f"border={self.border!r} must be 'reflect' or a number in [0, 1]")
+        if self.views < 1:
+            raise RequestError(f"views={self.views} must be 1 or more")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the picture is passed on as it is."""
+        still = self.jitter == 0 and self.scale == (1.0, 1.0) and self.rotate == 0
+        return still and self.pad == 0 and self.noise == 0
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Moves of one unit: Tensor [count, 4] of (x shift, y shift, scale, angle), pixels and radians."""
+        uniform = torch.rand(count, 4, generator=generator)
+        low, high = self.scale
+        shift = (uniform[:, :2] * 2 - 1) * self.jitter
+        scale = low + (high - low) * uniform[:, 2:3]
+        angle = (uniform[:, 3:] * 2 - 1) * math.radians(self.rotate)
+        return torch.cat([shift, scale, angle], 1)
+
+    def room(self) -> int:
+        """Pixels a canvas needs, along each axis, beyond what must stay in view."""
+        return math.ceil(2 * self.jitter)
+
+
+NONE = Robust(jitter=0.0, scale=(1.0, 1.0), rotate=0.0)
+LUCID = Robust(jitter=12.0, scale=(0.9, 1.1), rotate=10.0, border=0.5, pad=12)
+
+
+class Mover:
+    """Applies moves to pictures of one size."""
+
+    def __init__(self, robust: Robust, size: tuple[int, int], device: torch.device) -> None:
+        self.robust = robust
+        height, width = size
+        self.size = size
+        out_height, out_width = height + 2 * robust.pad, width + 2 * robust.pad
+        # Pixel centres of the output, measured in pixels from the middle of the canvas.
+        self.y = (torch.arange(out_height, device=device) - (out_height - 1) / 2.0)[:, None]
+        self.x = (torch.arange(out_width, device=device) - (out_width - 1) / 2.0)[None, :]
+
+    def grid(self, moves: Tensor) -> Tensor:
+        """Where each output pixel of each unit looks: [unit, height, width, 2] in grid_sample's coordinates."""
+        shift_x, shift_y, scale, angle = moves.unbind(1)  # each [unit]
+        cosine = (torch.cos(angle) / scale)[:, None, None]
+        sine = (torch.sin(angle) / scale)[:, None, None]
+        x = cosine * self.x - sine * self.y + shift_x[:, None, None]
+        y = sine * self.x + cosine * self.y + shift_y[:, None, None]
+        return torch.stack([x * (2.0 / self.size[1]), y * (2.0 / self.size[0])], -1)
+
+    def __call__(self, images: Tensor, moves: Tensor) -> Tensor:
+        """Moves pictures [unit, channel, height, width] by moves [unit, 4]."""
+        grid = self.grid(moves)
+        if self.robust.border == "reflect":
+            return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        fill = float(self.robust.border)
+        moved = functional.grid_sample(images - fill, grid, padding_mode="zeros", align_corners=False)
+        return moved + fill
+
+
+def draw(robust: Robust, count: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """Moves for all steps of all units: Tensor [count, unit, 4]."""
+    return torch.stack([robust.draw(count, generator) for generator in generators], 1)
