@@ -1,0 +1,692 @@
+"""The command line: parses, calls the API, prints. Nothing is computed here.
+
+Data goes to stdout, progress and advice to stderr; `--json` prints exactly one JSON document. Exit codes:
+0 done, 1 the work failed, 2 the request was wrong, 130 interrupted. torch is imported only once a verb runs,
+so that `convscope --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+import convscope
+from convscope.errors import BadInput, ConvscopeError, ConvscopeWarning, RequestError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convscope.models import Net
+
+_WORK = Group("Work", sort_key=1)
+_MODEL = Group("Model", sort_key=2)
+_OUTPUT = Group("Output", sort_key=3)
+
+Flag = Annotated[bool, Parameter(show_default=False)]
+OutFlag = Annotated[bool, Parameter(show_default=False, group=_OUTPUT)]
+
+app = App(
+    name="convscope",
+    help="See what every filter of a convolutional network looks for.",
+    help_epilogue="MODEL: none for the embedded EfficientNet-Lite0, or timm:NAME, torchvision:NAME, "
+    "package.module:factory.",
+    version=convscope.__version__,
+    help_flags=["--help", "-h"],
+    version_flags=["--version"],
+    group_parameters=_WORK,
+    default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
+)
+
+
+@Parameter(name="*", group=_MODEL)
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the model is loaded and run.
+
+    Attributes:
+        weights: Trained weights: a .safetensors, .pt or .pth file, or 'hub' to download the published ones.
+        input: Input size: 224, 320x360 (height x width) or 1x28x28 (channels first).
+        mean: Normalization of the input, one number a channel, by commas: 0.485,0.456,0.406.
+        std: The same, for the scale.
+        labels: A text file with one class name a line.
+        trust: Load files that can run code: pickled modules, TorchScript, .pt2.
+        random: Go on with untrained weights, whose pictures are noise.
+        list_layers: Only list the layers of MODEL.
+        seed: Every random choice follows from it.
+        threads: CPU threads; all by default.
+        device: cpu, cuda, cuda:1, mps; the fastest at hand by default.
+    """
+
+    weights: str | None = None
+    input: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    labels: Path | None = None
+    trust: Flag = False
+    random: Flag = False
+    list_layers: Flag = False
+    seed: int = 0
+    threads: int | None = None
+    device: str | None = None
+
+
+@Parameter(name="*", group=_WORK)
+@dataclass(frozen=True)
+class AtlasOptions:
+    """Which units are drawn, and how.
+
+    Attributes:
+        layers: Which layers, by commas, with * and ?; a spread over the depth by default.
+        channels: Which channels of each layer: 3, 0:8 or 1,5,9.
+        all: Every channel of every convolution.
+        data: Photographs for natural examples: a file or a folder; a dozen embedded ones by default.
+        steps: At most so many optimizer steps a picture.
+        quick: Fewer and smaller pictures, for a first impression.
+        fresh: Throw away what the folder holds, instead of going on with it.
+    """
+
+    layers: str | None = None
+    channels: str | None = None
+    all: Flag = False
+    data: Path | None = None
+    steps: int | None = None
+    quick: Flag = False
+    fresh: Flag = False
+
+
+@Parameter(name="*", group=_OUTPUT)
+@dataclass(frozen=True)
+class OutputOptions:
+    """How results are told.
+
+    Attributes:
+        json: Print one JSON document on stdout.
+        debug: Show the traceback of an error.
+    """
+
+    json: Flag = False
+    debug: Flag = False
+
+
+_MODEL_DEFAULT, _ATLAS_DEFAULT, _OUTPUT_DEFAULT = ModelOptions(), AtlasOptions(), OutputOptions()
+
+
+# ---------------------------------------------------------------- verbs
+
+
+@app.default
+def overview() -> int:
+    """What there is to do, and three commands to begin with."""
+    say = _console(stderr=False).print
+    say(f"[bold]convscope {convscope.__version__}[/]: see what every filter of a convolutional net looks for")
+    say("  [cyan]report[/]      an atlas of the network as pages that open in any browser, offline")
+    say("  [cyan]atlas[/]       pictures and scores of many units: a folder with one manifest")
+    say("  [cyan]visualize[/]   pictures of chosen channels of one layer")
+    say("  [cyan]look[/]        what one photograph does in the network")
+    say("Try next [dim](each takes --help; --list-layers names the layers of a model)[/]:")
+    say("  [green]convscope report --open[/]                       the embedded ImageNet network")
+    say("  [green]convscope visualize blocks.4.2 --channels 0:8[/] eight of its filters as PNG files")
+    say("  [green]convscope look PHOTO.jpg --open[/]               a photograph of yours in that network")
+    return 0
+
+
+@app.command
+def report(
+    model: str | None = None,
+    /,
+    *,
+    out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("report"),
+    open: OutFlag = False,
+    work: AtlasOptions = _ATLAS_DEFAULT,
+    loading: ModelOptions = _MODEL_DEFAULT,
+    output: OutputOptions = _OUTPUT_DEFAULT,
+) -> int:
+    """Make pages that show what the filters of MODEL look for; they open in any browser, offline.
+
+    The pages are there from the first pictures on and fill while the work goes on. A run that was
+    interrupted goes on where it stopped.
+
+    Args:
+        model: The network; the embedded EfficientNet-Lite0 by default.
+        out: The folder to write.
+        open: Open the first page in the browser.
+    """
+    net = _load(model, loading, output)
+    with _progress(_kept(out)) as progress:
+        result = convscope.report(net, out, open=open, progress=progress, **_atlas_settings(work, loading))
+    _say(f"Next: open {out / 'index.html'}", f"  convscope look {_model_words(model)}PHOTO.jpg --open")
+    return _tell_atlas(result, out, output, show=out / "index.html")
+
+
+@app.command
+def atlas(
+    model: str | None = None,
+    /,
+    *,
+    out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("atlas"),
+    work: AtlasOptions = _ATLAS_DEFAULT,
+    loading: ModelOptions = _MODEL_DEFAULT,
+    output: OutputOptions = _OUTPUT_DEFAULT,
+) -> int:
+    """Draw many units of MODEL into a folder, with their scores in one JSON manifest.
+
+    A run that was interrupted goes on where it stopped.
+
+    Args:
+        model: The network; the embedded EfficientNet-Lite0 by default.
+        out: The folder to write.
+    """
+    net = _load(model, loading, output)
+    with _progress(_kept(out)) as progress:
+        result = convscope.atlas(net, out, progress=progress, **_atlas_settings(work, loading))
+    _say(f"Next: convscope report {_model_words(model)}--out {shlex.quote(str(out))} --open   (as pages)")
+    return _tell_atlas(result, out, output, show=Path(result.manifest))
+
+
+@app.command
+def visualize(
+    model: str | None = None,
+    layer: str | None = None,
+    /,
+    *,
+    channels: Annotated[str | None, Parameter(group=_WORK)] = None,
+    size: Annotated[str, Parameter(group=_WORK)] = "auto",
+    steps: Annotated[int | None, Parameter(group=_WORK)] = None,
+    seeds: Annotated[int, Parameter(group=_WORK)] = 1,
+    data: Annotated[str | None, Parameter(group=_WORK)] = None,
+    quick: Annotated[Flag, Parameter(group=_WORK)] = False,
+    out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("pictures"),
+    loading: ModelOptions = _MODEL_DEFAULT,
+    output: OutputOptions = _OUTPUT_DEFAULT,
+) -> int:
+    """Draw what chosen channels of one layer look for, as PNG files.
+
+    With one argument it is the LAYER, of the embedded EfficientNet-Lite0.
+
+    Args:
+        model: The network.
+        layer: A layer by its dotted name; NAME#1 is its second call.
+        channels: Which channels: 3, 0:8 or 1,5,9; the first eight by default.
+        size: Edge of the pictures in pixels, or auto: as large as the unit sees.
+        steps: At most so many optimizer steps a picture.
+        seeds: So many pictures of each channel, from different starts.
+        data: Photographs to score against: a file or a folder, or 'photographs' for the embedded ones.
+        quick: A quarter of the steps, for a first impression.
+        out: The folder to write.
+    """
+    if layer is None and not loading.list_layers and not _names_a_model(model):
+        model, layer = None, model
+    wanted, edge = _channels(channels), _edge(size)
+    net = _load(model, loading, output)
+    if layer is None:
+        raise RequestError("no layer was given; name one, or see them all with --list-layers.")
+    settings = _given(data=data, steps=32 if quick and steps is None else steps)
+    with _progress() as progress:
+        shown = convscope.visualize(
+            net,
+            layer,
+            wanted,
+            size=edge,
+            seeds=seeds,
+            progress=progress,
+            **settings,
+            **_run_settings(loading),
+        )
+    paths = _save(shown, out)
+    rows = [unit | {"path": path} for unit, path in zip(_plain_units(shown), paths, strict=True)]
+    _print_units(rows, output)
+    words = _model_words(model)
+    _say(f"Next: convscope report {words}--open   (the whole network, with natural examples beside)")
+    return _verdict(shown, [row["status"] for row in rows], f"{len(rows)} finished pictures are in {out}")
+
+
+@app.command
+def look(
+    model: str | None = None,
+    photo: str | None = None,
+    /,
+    *,
+    out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("look"),
+    open: OutFlag = False,
+    loading: ModelOptions = _MODEL_DEFAULT,
+    output: OutputOptions = _OUTPUT_DEFAULT,
+) -> int:
+    """Show what one photograph does in the network: classes, feature maps, units, evidence.
+
+    With one argument it is the PHOTO, in the embedded EfficientNet-Lite0.
+
+    Args:
+        model: The network.
+        photo: An image file, or the name of an embedded photograph, such as chelsea.
+        out: The folder to write the page to.
+        open: Open the page in the browser.
+    """
+    if photo is None and not loading.list_layers and not _names_a_model(model):
+        model, photo = None, model
+    net = _load(model, loading, output)
+    if photo is None:
+        raise RequestError("no photograph was given; name an image file, as in `convscope look cat.jpg`.")
+    with _progress() as progress:
+        result = convscope.look(net, photo, out=out, progress=progress, **_run_settings(loading))
+    page = Path(out) / "index.html"
+    _print(_plain(result.to_dict()) | {"page": str(page)} if output.json else str(page))
+    _say(f"Next: convscope report {_model_words(model)}--open   (what every filter looks for)")
+    if open:
+        _open(page)
+    return 0
+
+
+# ---------------------------------------------------------------- from options to arguments
+
+
+def _load(model: str | None, options: ModelOptions, output: OutputOptions) -> Net:
+    """The Net that the options describe; with --list-layers, prints its layers and ends there."""
+    if options.threads is not None:
+        _set_threads(options.threads)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for package.module:factory; last, so that nothing is shadowed
+    labels = None if options.labels is None else _read_lines(options.labels)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvscopeWarning)
+        net = convscope.load(
+            model,
+            input=options.input,
+            weights=options.weights,
+            trust=options.trust,
+            labels=labels,
+            seed=options.seed,
+        )
+        if options.mean is not None or options.std is not None:
+            spec = net.input
+            known = _given(mean=_numbers("mean", options.mean), std=_numbers("std", options.std))
+            net = convscope.load(net, input=replace(spec, **known))
+    told = [str(warning.message) for warning in caught if issubclass(warning.category, ConvscopeWarning)]
+    for text in dict.fromkeys(
+        [*told, *(note for note in net.warnings if not any(note in line for line in told))]
+    ):
+        _say(f"[yellow]warning:[/] {_escape(text)}")
+    if options.list_layers:
+        _print_layers(net, output)
+        raise SystemExit(0)
+    return net
+
+
+def _names_a_model(text: str | None) -> bool:
+    """Whether a lone argument is a MODEL rather than a layer or a photograph."""
+    if text is None:
+        return False
+    is_scheme = bool(re.match(r"[A-Za-z_][\w.]*:(?!pre$|post$)", text)) and not os.path.exists(text)
+    return is_scheme or text == "embedded" or text.endswith((".pt", ".pth", ".pt2", ".safetensors"))
+
+
+def _run_settings(options: ModelOptions) -> dict[str, Any]:
+    return _given(device=_device(options.device)) | {"seed": options.seed, "random": options.random}
+
+
+def _atlas_settings(work: AtlasOptions, options: ModelOptions) -> dict[str, Any]:
+    if work.all and work.layers is not None:
+        raise RequestError(
+            "--all and --layers were both given; --all is every convolution, so leave one out."
+        )
+    layers = "all" if work.all else work.layers.split(",") if work.layers else None
+    channels = _channels(work.channels)
+    data = None if work.data is None else str(work.data)
+    chosen = _given(layers=layers, channels=channels, data=data, steps=work.steps)
+    return chosen | _run_settings(options) | {"quick": work.quick, "fresh": work.fresh}
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """What was asked for; the rest keeps the API's own defaults."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _device(text: str | None) -> str | None:
+    """The device asked for, checked; a CUDA device where there is one and nothing was asked."""
+    import torch
+
+    if text is None:
+        return "cuda" if torch.cuda.is_available() else None
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises the latter
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise RequestError(
+            f"device {text!r} cannot be used ({reason}); leave --device out, or give cpu."
+        ) from error
+    return text
+
+
+def _set_threads(count: int) -> None:
+    if count < 1:
+        raise RequestError(f"--threads {count} must be at least 1; leave it out for all cores.")
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _channels(text: str | None) -> list[int] | None:
+    """Channels from "3", "1,5,9", "0:8", "0:64:8", or several of these by commas."""
+    if text is None:
+        return None
+    chosen: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(?:(\d+)|(\d*):(\d+)(?::(\d+))?)\s*", part, flags=re.ASCII)
+        numbers = match and [int(number) if number else None for number in match.groups()]
+        if not numbers or numbers[3] == 0:
+            raise RequestError(
+                f"--channels {text!r} must be numbers or ranges START:END, such as 3, 1,5,9 or 0:8."
+            )
+        one, start, end, step = numbers
+        chosen += [one] if one is not None else range(start or 0, end or 0, step or 1)
+    if not chosen:
+        raise RequestError(f"--channels {text!r} is empty; START:END goes from START to END - 1.")
+    return list(dict.fromkeys(chosen))
+
+
+def _edge(text: str) -> str | int | tuple[int, int]:
+    """Canvas from "auto", "128" or "96x128" (height x width)."""
+    match = re.fullmatch(r"auto|(\d{1,5})(?:x(\d{1,5}))?", text, flags=re.ASCII)
+    if not match:
+        raise RequestError(
+            f"--size {text!r} must be auto, pixels such as 128, or HEIGHTxWIDTH such as 96x128."
+        )
+    height, width = match.groups()
+    return "auto" if height is None else int(height) if width is None else (int(height), int(width))
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise BadInput(
+            f"--{name} {text!r} must be numbers by commas, one a channel, such as 0.5,0.5,0.5."
+        ) from None
+
+
+def _read_lines(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"--labels {str(path)!r} cannot be read as text: {error}; give one name a line."
+        ) from error
+
+
+def _model_words(model: str | None) -> str:
+    return "" if model is None else f"{shlex.quote(model)} "
+
+
+# ---------------------------------------------------------------- results
+
+
+def _save(shown: Any, out: Path) -> list[str | None]:
+    """One PNG a picture; a dead unit has none."""
+    from convscope.site.notebook import image_of
+    from convscope.store import atomic_write
+
+    paths: list[str | None] = []
+    for unit, image in zip(shown.units, shown.images, strict=True):
+        if unit.status in ("dead", "nan"):
+            paths.append(None)
+            continue
+        # a layer's name is the model's own text: no part of it may become a path
+        layer = re.sub(r"[^A-Za-z0-9._-]", "-", unit.layer).lstrip(".-")[:80] or "layer"
+        path = out / f"{layer}-{unit.channel:05d}-{unit.seed}.png"
+        paths.append(str(atomic_write(path, image_of(image))))
+    return paths
+
+
+def _plain_units(shown: Any) -> list[dict[str, Any]]:
+    units: list[dict[str, Any]] = _plain([unit.to_dict() for unit in shown.units])
+    return units
+
+
+def _print_units(rows: list[dict[str, Any]], output: OutputOptions) -> None:
+    if output.json:
+        _print(rows)
+        return
+    header = ("layer", "channel", "seed", "activation", "status", "path")
+    shown = [[f"{v:.4g}" if isinstance(v := row[name], float) else v for name in header] for row in rows]
+    _print_table(header, [["-" if cell is None else str(cell) for cell in cells] for cells in shown])
+
+
+def _print_layers(net: Net, output: OutputOptions) -> None:
+    """Every layer that runs, in the order of the run, with the channels there are to look at."""
+    from convscope.graph import record
+
+    graph = record(net)
+    often = {call.name for call in graph.calls if call.index}
+    rows = [
+        {
+            "layer": f"{call.name}#{call.index}" if call.name in often else call.name,
+            "kind": call.kind,
+            "shape": list(call.out_shapes[0][1:]) if call.out_shapes else [],
+        }
+        for call in graph.calls
+        if call.name
+    ]
+    if output.json:
+        _print(rows)
+        return
+    cells = [[str(row["layer"]), str(row["kind"]), "x".join(map(str, row["shape"]))] for row in rows]
+    _print_table(("layer", "kind", "output"), cells)
+
+
+def _tell_atlas(result: Any, out: Path, output: OutputOptions, *, show: Path) -> int:
+    counts = {name: getattr(result, name) for name in ("units", "done", "dead", "failed", "seconds")}
+    facts = _plain(counts | {"manifest": str(result.manifest), "out": str(out)})
+    if show.suffix == ".html":
+        facts["page"] = str(show)
+    _print(facts if output.json else str(show))
+    lost = f", {result.dead} dead, {result.failed} failed" if result.dead or result.failed else ""
+    _say(f"{result.done} of {result.units} units in {result.seconds:.0f} s{lost}")
+    statuses = ["nan"] * result.failed + ["done"] * (result.done - result.failed)
+    return _verdict(result, statuses, _kept(out))
+
+
+def _kept(out: Path) -> str:
+    return f"what is finished is kept in {out}; the same command goes on from there"
+
+
+def _verdict(result: Any, statuses: Sequence[str], kept: str) -> int:
+    """130 for a run that Ctrl-C cut short, 1 where not a single picture came out, else 0."""
+    if getattr(result, "interrupted", False):
+        raise KeyboardInterrupt(kept)
+    if statuses and all(status == "nan" for status in statuses):
+        _say("[red]error:[/] the network gave values that are not numbers for every unit; check its weights.")
+        return 1
+    return 0
+
+
+def _open(page: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        _say(f"no browser could be started; open {page} yourself")
+
+
+def _plain(value: Any) -> Any:
+    """Values as JSON can carry them: what is not a finite number becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+# ---------------------------------------------------------------- talking
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def _say(*lines: str) -> None:
+    """Advice and news, to stderr; rich markup, so text that is not ours goes through `_escape`."""
+    console = _console(stderr=True)
+    for line in lines:
+        console.print(line)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(_visible(text))
+
+
+def _visible(text: str) -> str:
+    """Names come from the model: what would steer the terminal is replaced by a mark."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _print(data: Any) -> None:
+    """The result, to stdout: text, or one JSON document, a list with one line for each item."""
+    if isinstance(data, str):
+        print(data)
+    elif isinstance(data, list) and data:
+        print("[\n" + ",\n".join(json.dumps(item, allow_nan=False) for item in data) + "\n]")
+    else:
+        print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns by spaces, never cut short, so that grep and awk work on them."""
+    lines = [[_visible(cell) for cell in cells] for cells in (header, *rows)]
+    widths = [max(len(cells[column]) for cells in lines) for column in range(len(header))]
+    for cells in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def _progress(kept: str = "nothing was finished yet") -> Iterator[Report]:
+    """A bar on a terminal, a line now and then elsewhere; Ctrl-C inside is told what is kept."""
+    console = _console(stderr=True)
+    try:
+        if console.is_terminal:
+            with _bar(console) as tell:
+                yield tell
+        else:
+            yield _Lines()
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(kept) from stop
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Report]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("units  {task.fields[pace]}  {task.fields[layer]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None, layer="", pace="")
+
+        def tell(event: dict[str, Any]) -> None:
+            layer = _visible(str(event.get("layer") or ""))
+            progress.update(
+                task, completed=event["done"], total=event["total"], layer=layer, pace=_pace(event)
+            )
+
+        yield tell
+
+
+class _Lines:
+    """Progress where there is no terminal: at most a line every ten seconds."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every, self.last = every, time.monotonic()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            print(f"{event['done']} of {event['total']} units, {_pace(event)}", file=sys.stderr, flush=True)
+
+
+def _pace(event: dict[str, Any]) -> str:
+    rate, left = event.get("rate") or 0.0, event.get("seconds_left")
+    pace = f"{rate:.2f} a second"
+    return pace if left is None else f"{pace}, {int(left) // 60}:{int(left) % 60:02d} left"
+
+
+# ---------------------------------------------------------------- entry
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the entry point of `convscope` and `python -m convscope`.
+
+    Args:
+        argv: the words after the program's name; those of this process by default.
+
+    Returns:
+        The exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _restored():
+            code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+            sys.stdout.flush()
+            return int(code or 0)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt as stop:
+        _say(f"Interrupted: {_escape(str(stop) or 'nothing was finished yet')}.")
+        return 130
+    except BrokenPipeError:  # the reader of stdout left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except CycloptsError as error:
+        return _fail(words, error, 2, f"{str(error).strip()} See convscope --help.")
+    except ConvscopeError as error:
+        return _fail(words, error, error.exit_code, str(error))
+    except Exception as error:  # a mistake of ours or of the model's own code: told, never hidden
+        said = f"{type(error).__name__}: {error}"
+        return _fail(words, error, 1, f"{said}; this was not expected: --debug shows where it happened.")
+
+
+def _fail(words: Sequence[str], error: Exception, code: int, message: str) -> int:
+    """One sentence on stderr, and with --json the same as the one document on stdout."""
+    if "--debug" in words:
+        traceback.print_exception(error)
+    _say(f"[bold red]error:[/] {_escape(message)}")
+    if "--json" in words:
+        _print({"error": message, "kind": type(error).__name__})
+    return code
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """For callers of `main` inside a larger program: thread count and import path are as before."""
+    torch, path = sys.modules.get("torch"), list(sys.path)
+    threads = torch.get_num_threads() if torch else None
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        if torch and threads is not None:
+            torch.set_num_threads(threads)
