@@ -253,14 +253,9 @@ class Capture:
     def _store(self, key: _Key, value: Tensor) -> None:
         last = len(self._found) + 1 == len(self.keys)
         # What runs after this layer may overwrite its output in place; nothing runs after the last one.
-        self._found[key.key] = channels_first(value if last else value.clone(), key.layout)
+        self._found[key.key] = key.layout.as_map(value if last else value.clone())
         if last:
             raise _Finished
-
-
-def channels_first(value: Tensor, where: Layout) -> Tensor:
-    """[batch, channel, *position], whatever the layer's layout."""
-    return value if where.channel_axis == 1 else value.movedim(where.channel_axis, 1)
 
 
 def first_tensor(output: Any, key: str) -> Tensor:
@@ -287,4 +282,9 @@ def _parse(key: str, graph: Graph) -> _Key:
     if not address:
         raise UnknownLayer("layer '' is the whole network; name one of its layers")
     call = graph.call(address)
-    return _Key(key, call.name, call.index, stage, layout(graph, address))
+    where = layout(graph, address)
+    if where.channel_axis is None:
+        raise RequestError(
+            f"layer {key!r} gives an output of shape {list(where.shape)}, in which no axis is a channel; choose another layer"
+        )
+    return _Key(key, call.name, call.index, stage, where)

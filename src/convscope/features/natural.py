@@ -6,7 +6,7 @@ People recognise a unit from natural images better than from optimized ones (92 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -285,17 +285,27 @@ def compare(session: Session, drawn: Sequence[Drawn], source: str | Images) -> l
     return [judge(item, found[item.unit.layer, item.unit.channel]) for item in drawn]
 
 
-def to_record(natural: Natural, peak: float) -> dict[str, Any]:
-    """What the atlas keeps."""
+def to_record(natural: Natural) -> dict[str, Any]:
+    """Plain values; `from_record` reads back what scores need."""
     return {
         "max": natural.max,
         "median_peak": float(natural.peaks.median()),
         "median_mean": float(natural.means.median()),
-        "ratio": natural.ratio(peak),
-        "percentile": natural.percentile(peak),
         "images": len(natural.peaks),
+        "peaks": natural.peaks.tolist(),
+        "means": natural.means.tolist(),
         "examples": [
-            {"image": e.image, "box": [round(v, 1) for v in e.box], "activation": e.activation} for e in natural.examples
+            {"image": e.image, "index": e.index, "box": [round(v, 1) for v in e.box], "activation": e.activation}
+            for e in natural.examples
         ],
         "histogram": {"edges": list(natural.edges), "counts": list(natural.counts)},
     }
+
+
+def from_record(record: Mapping[str, Any]) -> Natural:
+    """The inverse of `to_record`."""
+    examples = tuple(Example(e["image"], e["index"], tuple(e["box"]), e["activation"]) for e in record["examples"])
+    histogram = record["histogram"]
+    peaks = torch.tensor(record["peaks"], dtype=torch.float32)
+    means = torch.tensor(record["means"], dtype=torch.float32)
+    return Natural(peaks, means, examples, tuple(histogram["edges"]), tuple(histogram["counts"]))

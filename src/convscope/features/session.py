@@ -415,8 +415,7 @@ def with_agreement(drawn: Sequence[Drawn]) -> list[Drawn]:
 
 def units_of(layer: str, graph: Graph) -> int:
     """Number of channels of a layer."""
-    found = layout(graph, split_key(layer)[0])
-    return found.shape[found.channel_axis]
+    return layout(graph, split_key(layer)[0]).channels
 
 
 def balanced(items: Sequence[Any], most: int) -> list[list[Any]]:
