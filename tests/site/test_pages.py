@@ -316,3 +316,18 @@ def test_a_look_alone(visit: Opener, fakes: ModuleType, tmp_path: Path) -> None:
     page = visit(tmp_path, "index.html").page
     assert page.locator("h1").inner_text() == "astronaut"
     assert page.locator(".bar nav a").all_inner_texts() == ["Look"]
+
+
+def test_controls_have_names(visit: Opener, report: Path) -> None:
+    page = visit(report, "filters.html#unit=0/1/0", width=1000).page
+    for role, name in (
+        ("searchbox", "Search"),
+        ("combobox", "Layer"),
+        ("combobox", "Show"),
+        ("combobox", "Sort"),
+    ):
+        assert page.get_by_role(role, name=name, exact=True).count() == 1, name
+    for name in ("Switch between light and dark", "Next unit (right arrow)", "Copy: Command"):
+        assert page.get_by_role("button", name=name).count() == 1, name
+    nameless = "(one) => !one.textContent.trim() && !one.ariaLabel"
+    assert page.evaluate(f"[...document.querySelectorAll('a, button')].filter({nameless}).length") == 0

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from syrupy.assertion import SnapshotAssertion
 
 from convscope import site
 from convscope.errors import RequestError, StoreError, UnknownName
@@ -177,9 +178,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         StoreError, match=r"atlas\.json' cannot be read .*; remove it or make the atlas again\."
     ):
         site.write(tmp_path)
-    with pytest.raises(
-        StoreError, match=r"the report file '.*' cannot be written \(.*\); choose a writable folder"
-    ):
+    with pytest.raises(StoreError, match=r"cannot write '.*atlas\.json/page\.html'"):
         write_if_changed(tmp_path / "atlas.json" / "page.html", "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["atlas.json"]
 
@@ -197,3 +196,13 @@ def test_paced_skips_only_while_running(
     for step, state in (("a", "running"), ("b", "running"), ("c", "running"), ("d", "done")):
         write({"step": step, "state": state})
     assert states == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("page", ["index.html", "filters.html", "look.html"])
+def test_pages_read_as_before(
+    fakes: ModuleType, tmp_path: Path, snapshot: SnapshotAssertion, page: str
+) -> None:
+    fake = fakes.FakeAtlas(tmp_path, units=12)
+    fake.add(3)
+    site.write(tmp_path, atlas=fake.manifest(), looks=[fakes.look(tmp_path, ["0/0/0"])])
+    assert (tmp_path / page).read_text() == snapshot

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
-from convscope.errors import StoreError
+from convscope.store import atomic_write
 
 
 def write_if_changed(path: Path, content: str | bytes) -> bool:
@@ -32,27 +30,7 @@ def write_if_changed(path: Path, content: str | bytes) -> bool:
         (True, False)
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    try:
-        if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StoreError(
-            f"the report file {str(path)!r} cannot be written ({reason}); "
-            "choose a writable folder with enough space."
-        ) from error
+    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+        return False
+    atomic_write(path, data, sync=False)
     return True
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; a report is meant to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

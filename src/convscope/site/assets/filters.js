@@ -27,7 +27,7 @@
     const layer = C.layer(unit.layer), name = layer.name.toLowerCase(), label = (unit.label || "").toLowerCase();
     return tokens.every(function (token) {
       if (/^#?\d+$/.test(token)) // a number is a channel, or a whole part of the layer's name or the label
-        return String(unit.channel) === token.replace("#", "") || name.split(/[.#]/).includes(token) || label.split(/\W+/).includes(token);
+        return String(unit.channel) === token.replace("#", "") || name.split(/[.#:]/).includes(token) || label.split(/\W+/).includes(token);
       return name.includes(token) || label.includes(token) || unit.id.startsWith(token) || unit.status === token || unit.flags.includes(token);
     });
   }

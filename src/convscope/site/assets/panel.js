@@ -19,7 +19,7 @@
     activation: { name: "Activation", value: C.number, about: "what the unit answers to the clean picture" },
     robust: { name: "Robust", value: C.number, about: (unit) => "the same, averaged over shifts, turns and scalings not used while drawing" +
       (unit.activation > 0 ? ": " + Math.round((100 * unit.robust) / unit.activation) + " % is kept" : "") },
-    ratio: { name: "Natural", value: (v) => C.number(v) + " ×", about: (unit) => unit.ratio >= 1 ? "times the strongest answer to any of the photographs" : "of the strongest answer to any of the photographs; a photograph does better" },
+    ratio: { name: "Natural", value: (v) => C.number(v) + " ×", about: (unit) => "the strongest answer to any of the photographs" + (unit.ratio < 1 ? ": a photograph does better" : "") },
     percentile: { name: "Percentile", value: (v) => C.number(v) + " %", about: "of the answers to the photographs are weaker" },
     agreement: { name: "Agreement", value: C.number, about: "how alike the pictures of different seeds are; 1 is equal" },
   };
