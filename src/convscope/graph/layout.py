@@ -78,10 +78,9 @@ class Layout:
             case "vector":
                 return output.reshape(*output.shape[:2], *(1 for _ in self.grid))
             case "tokens":
-                positions = output[
-                    :, self.before : output.shape[1] - self.after
-                ]  # [batch, position, channel]
-                return positions.unflatten(1, self.grid).movedim(-1, 1)
+                stop = output.shape[1] - self.after
+                tokens: Tensor = output[:, self.before : stop]  # [batch, position, channel]
+                return tokens.reshape(len(output), *self.grid, self.channels).movedim(-1, 1)
         raise RequestError(
             f"an output of shape {list(self.shape)} is no map of positions; choose another layer"
         )
@@ -114,6 +113,7 @@ def layout(graph: Graph, layer: str) -> Layout:
     places = [_axes_of(axes, number) for number in range(rank)]
     if not any(places):
         return _without_positions(axes, shape, rank)
+    # A place in a window and the window's number may have come to lie in several axes.
     if any(len(found) != 1 for found in places):
         return Layout("other", None, (), shape)
     spatial = tuple(found[0] for found in places)
@@ -137,7 +137,12 @@ def _axes_of(axes: tuple[Axis, ...], number: int) -> list[int]:
 
 
 def _pure(axes: tuple[Axis, ...], spatial: tuple[int, ...]) -> bool:
-    return all(axes[position].labels == (number,) for number, position in enumerate(spatial))
+    """Whether each axis begins with its image axis and has no other; a pixel shuffle's factors may follow."""
+    return all(
+        axes[position].labels[0] == number
+        and {n for n in axes[position].labels if isinstance(n, int)} == {number}
+        for number, position in enumerate(spatial)
+    )
 
 
 def _without_positions(axes: tuple[Axis, ...], shape: Shape, rank: int) -> Layout:

@@ -322,7 +322,7 @@ def _unfolded(
     """`count` windows of `size` positions; the position in the window goes to a new axis inserted at `at`."""
     solid = trace.solid(axis, reason)
     label = solid.axes[axis].factors[0].label
-    wide = solid.insert(at, Axis((Factor(size, label),)))
+    wide = solid.insert(at, Axis((Factor(size),)))
     axis_now = axis + (at <= axis)
 
     def change(steps: Any, low: Number, high: Number) -> tuple[Any, Number, Number]:
@@ -473,18 +473,12 @@ def _channels(trace: Trace, axis: int, size: int) -> Trace:
     return trace.put(axis, Axis((Factor(size, "channel"),)))
 
 
-def _index_window(
-    size: int, step: Number, start: Callable[[int], Number], stop: Callable[[int], Number]
-) -> tuple[Number, Number]:
-    """The smallest (low, high) such that step * q + [low, high] holds start(q)..stop(q) for all q below "
-    "size."""
-    lows, highs = [], []
-    for q in range(size):
-        a, b = start(q), stop(q)
-        if a <= b:  # a transposed convolution with gaps gives some positions nothing
-            lows.append(a - step * q)
-            highs.append(b - step * q)
-    return (min(lows), max(highs)) if lows else (0, 0)
+def _resampled(trace: Trace, axis: int, step: Number, reads: Sequence[tuple[int, int]], reason: str) -> Trace:
+    """Position q of the new axis reads the old positions `reads[q]`, first and last; about `step * q`."""
+    some = [(q, first, last) for q, (first, last) in enumerate(reads) if first <= last]
+    low = min((first - step * q for q, first, _ in some), default=0)
+    high = max((last - step * q for q, _, last in some), default=0)
+    return trace.slide(axis, len(reads), step, low, high, reason, reads)
 
 
 @rule("convolution _convolution convolution_overrideable mkldnn_convolution cudnn_convolution")
@@ -513,17 +507,12 @@ def _transposed(
     trace: Trace, axis: int, size: int, kernel: int, stride: int, pad: int, dilation: int, reason: str
 ) -> Trace:
     """Position q of the result reads p where p * stride - pad + dilation * tap = q for some tap."""
-
-    def taps(q: int) -> list[int]:
-        reads = [q + pad - dilation * tap for tap in range(kernel)]
-        return [read // stride for read in reads if read % stride == 0]
-
-    step = ratio(1, stride)
-    period = range(stride)
-    low, high = _index_window(
-        len(period), step, lambda q: min(taps(q), default=1), lambda q: max(taps(q), default=0)
-    )
-    return trace.slide(axis, size, step, low, high, reason)
+    reads = []
+    for q in range(size):
+        taps = [q + pad - dilation * tap for tap in range(kernel)]
+        hits = [tap // stride for tap in taps if tap % stride == 0]
+        reads.append((min(hits), max(hits)) if hits else (1, 0))
+    return _resampled(trace, axis, ratio(1, stride), reads, reason)
 
 
 @rule(
@@ -565,23 +554,9 @@ def adaptive_pool(step: Step) -> list[Trace]:
             label = trace.solid(axis, step.reason).axes[axis].labels[0]
             trace = trace.mix([axis], step.reason).put(axis, Axis((Factor(1, label),)))
         elif want != have:
-            s = ratio(have, want)
-            low, high = _adaptive_window(have, want)
-            trace = trace.slide(axis, want, s, low, high, step.reason)
-            if have % want:
-                trace = _bounded(trace, step.reason)
+            reads = [(q * have // want, -(-(q + 1) * have // want) - 1) for q in range(want)]
+            trace = _resampled(trace, axis, ratio(have, want), reads, step.reason)
     return [trace] * len(step.shapes)
-
-
-def _adaptive_window(have: int, want: int) -> tuple[Number, Number]:
-    first, last = (lambda q: q * have // want), (lambda q: -(-(q + 1) * have // want) - 1)
-    return _index_window(want, ratio(have, want), first, last)
-
-
-def _bounded(trace: Trace, reason: str) -> Trace:
-    return Trace(
-        trace.axes, tuple(replace(r, bounds=r.bounds | {reason}) if r.windows else r for r in trace.reach)
-    )
 
 
 @rule(
@@ -623,8 +598,7 @@ def resample(step: Step) -> Trace:
             trace = trace.put(axis, Axis((Factor(want, label),)))
             continue
         scale = _scale(step, i, rank, have, want)
-        low, high = _resample_window(step, scale, have, want)
-        trace = trace.slide(axis, want, scale, low, high, step.reason)
+        trace = _resampled(trace, axis, scale, _taps(step, scale, want), step.reason)
     return trace
 
 
@@ -643,28 +617,21 @@ def _scale(step: Step, i: int, rank: int, have: int, want: int) -> Number:
     return ratio(have, want)
 
 
-def _resample_window(step: Step, scale: Number, have: int, want: int) -> tuple[Number, Number]:
+def _taps(step: Step, scale: Number, want: int) -> list[tuple[int, int]]:
+    """The first and last old position that each new one is made of."""
     half = Fraction(1, 2)
-    name = step.name
-    if name in _NEAREST.split():
-        return _index_window(want, scale, lambda q: math.floor(q * scale), lambda q: math.floor(q * scale))
-    if name in _EXACT.split():
-        near = lambda q: math.floor((q + half) * scale)  # noqa: E731
-        return _index_window(want, scale, near, near)
-    aligned = bool(step.attr("align_corners", False))
-    centre = (lambda q: q * scale) if aligned else (lambda q: (q + half) * scale - half)
-    taps = (-1, 2) if "bicubic" in name else (0, 1)
-    if name.endswith("_aa"):
-        support = (2 if "bicubic" in name else 1) * max(scale, 1)
-        return _index_window(
-            want,
-            scale,
-            lambda q: math.floor(centre(q) - support + 1),
-            lambda q: math.ceil(centre(q) + support - 1),
-        )
-    return _index_window(
-        want, scale, lambda q: math.floor(centre(q)) + taps[0], lambda q: math.floor(centre(q)) + taps[1]
-    )
+    if step.name in _NEAREST.split():
+        return [(math.floor(q * scale),) * 2 for q in range(want)]
+    if step.name in _EXACT.split():
+        return [(math.floor((q + half) * scale),) * 2 for q in range(want)]
+    corners = step.attr("align_corners", False)
+    centres = [q * scale if corners else (q + half) * scale - half for q in range(want)]
+    cubic = "bicubic" in step.name
+    if step.name.endswith("_aa"):
+        support = (2 if cubic else 1) * max(scale, 1)
+        return [(math.floor(c - support) + 1, math.ceil(c + support) - 1) for c in centres]
+    before, after = (1, 2) if cubic else (0, 1)
+    return [(math.floor(c) - before, math.floor(c) + after) for c in centres]
 
 
 # -- mixing: reductions, normalization, products -------------------------------------------------------------

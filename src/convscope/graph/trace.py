@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TypeAlias
 
 Number: TypeAlias = int | Fraction
@@ -168,12 +168,19 @@ class Trace:
             high = high + sum(max(0, part) for part in slack) - axis.before * step
             return (*steps[:position], (step,), *steps[position + 1 :]), low, high
 
-        def is_linear(steps: Steps) -> bool:
-            own = steps[position]
-            return all(left == right * sizes[i + 1] for i, (left, right) in enumerate(pairwise(own)))
+        def row(steps: Steps, low: Number, high: Number) -> tuple[Number, Number, Number]:
+            moved, low, high = change(steps, low, high)
+            step = moved[position][0]
+            return step, low + axis.before * step, high + axis.before * step
 
         result = self._with((*self.axes[:position], merged, *self.axes[position + 1 :]), change)
-        widened = [not all(is_linear(steps) for steps in reach.windows) for reach in self.reach]
+        widened = [
+            any(
+                _widens(steps[position], sizes, ends, row(steps, *ends))
+                for steps, ends in reach.windows.items()
+            )
+            for reach in self.reach
+        ]
         return Trace(
             result.axes,
             tuple(
@@ -190,13 +197,16 @@ class Trace:
         low: Number,
         high: Number,
         reason: str,
-        label: Label | None = None,
+        reads: Sequence[tuple[int, int]] = (),
     ) -> Trace:
-        """Position q of the new axis reads the positions from `step * q + low` to `step * q + high` of the "
-        "old."""
+        """Position q of the new axis reads positions `step * q + low` to `step * q + high` of the old.
+
+        Where these are fractions, `reads` gives the true (first, last) for q = 0, 1, ...: an upper bound is
+        then told from an exact answer.
+        """
         solid = self.solid(position, reason)
         factor = solid.axes[position].factors[0] if solid.axes[position].factors else Factor(1)
-        axis = Axis((Factor(size, factor.label if label is None else label),))
+        axis = Axis((Factor(size, factor.label),))
 
         def change(steps: Steps, start: Number, stop: Number) -> tuple[Steps, Number, Number]:
             own = steps[position][0]
@@ -204,7 +214,19 @@ class Trace:
             moved = (*steps[:position], (own * step,), *steps[position + 1 :])
             return moved, start + min(ends), stop + max(ends)
 
-        return solid._with((*solid.axes[:position], axis, *solid.axes[position + 1 :]), change)
+        result = solid._with((*solid.axes[:position], axis, *solid.axes[position + 1 :]), change)
+        if not any(
+            _blurs(steps[position][0], ends, change(steps, *ends), position, reads)
+            for reach in solid.reach
+            for steps, ends in reach.windows.items()
+        ):
+            return result
+        return result.bounded(reason)
+
+    def bounded(self, reason: str) -> Trace:
+        """Marked as an upper bound wherever there is a local path."""
+        marked = (replace(r, bounds=r.bounds | {reason}) if r.windows else r for r in self.reach)
+        return Trace(self.axes, tuple(marked))
 
     def select(self, position: int, index: int) -> Trace:
         """The slice of one index, without the axis."""
@@ -250,7 +272,13 @@ class Trace:
         if tuple(shape) == self.shape:
             return self
         pieces = _regroup(self.axes, shape)
-        if pieces is None:
+        if pieces is None:  # windows of 7 cut into pairs, say: widen to even rows first
+            even = self
+            for position, axis in enumerate(self.axes):
+                if len(axis.factors) > 1 and axis.before == axis.after == 0:
+                    even = even.solid(position, reason)
+            if even is not self and _regroup(even.axes, shape) is not None:
+                return even.reshape(shape, reason)
             return collapse([self], shape, reason)
         axes = tuple(
             Axis(tuple(Factor(size, label) for size, label, *_ in group), before, after)
@@ -355,6 +383,48 @@ class Trace:
     def opened(self, reason: str) -> Trace:
         """Every element sees the whole image."""
         return Trace(self.axes, tuple(reach.opened(reason) for reach in self.reach))
+
+
+def _widens(
+    own: tuple[Number, ...], sizes: list[int], ends: tuple[Number, Number], row: tuple[Number, Number, Number]
+) -> bool:
+    """Whether one even row of windows holds more pixels than the windows over several factors did."""
+    if all(left == right * sizes[i + 1] for i, (left, right) in enumerate(pairwise(own))):
+        return False
+    step, low, high = row
+    for digits in product(*(range(size) for size in sizes)):
+        place = sum(step * digit for step, digit in zip(own, digits, strict=True))
+        index = 0
+        for digit, size in zip(digits, sizes, strict=True):
+            index = index * size + digit
+        at = step * index
+        if math.ceil(low + at) != math.ceil(ends[0] + place) or math.floor(high + at) != math.floor(
+            ends[1] + place
+        ):
+            return True
+    return False
+
+
+def _blurs(
+    own: Number,
+    ends: tuple[Number, Number],
+    moved: tuple[Steps, Number, Number],
+    position: int,
+    reads: Sequence[tuple[int, int]],
+) -> bool:
+    """Whether fractions of a position, multiplied by the step they stand for, take in pixels that are not "
+    "read."""
+    steps, low, high = moved
+    step = steps[position][0]
+    for q, (first, last) in enumerate(reads):
+        if first > last or own == 0:
+            continue
+        near, far = (own * first, own * last) if own > 0 else (own * last, own * first)
+        if math.ceil(low + step * q) < math.ceil(ends[0] + near) or math.floor(high + step * q) > math.floor(
+            ends[1] + far
+        ):
+            return True
+    return False
 
 
 def ratio(numerator: Number, denominator: Number) -> Number:

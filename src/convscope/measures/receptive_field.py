@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -18,13 +17,16 @@ from torch import nn
 from convscope.errors import RequestError
 from convscope.graph import Graph, record
 from convscope.graph.rules import follow
-from convscope.graph.trace import Number, Reach, Trace, ratio
+from convscope.graph.trace import Label, Number, Reach, Trace, ratio
 from convscope.models import InputSpec, Net
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
     """The pixels that a layer's features see, one number for each axis of the image (height, width).
+
+    At the borders a feature sees fewer of them: what lies in any layer's padding, or is cut off because a
+    stride does not divide the size, is counted in.
 
     Attributes:
         size: number of pixels the widest feature sees, zero padding included; the whole image where it is
@@ -164,68 +166,76 @@ class _Row:
     """The fields along one image axis, over the layer's positions along it counted in one row.
 
     Attributes:
-        windows: (step, low, high) of each path.
-        count: number of positions.
-        widened: whether the positions do not form one even row, so that the windows are upper bounds.
+        sizes: the factors that make up a position, major first, such as (windows, places in a window).
+        windows: (step of each factor, low, high) of each path.
     """
 
-    windows: tuple[tuple[Number, Number, Number], ...]
-    count: int
-    widened: bool
+    sizes: tuple[int, ...]
+    windows: tuple[tuple[tuple[Number, ...], Number, Number], ...]
 
     def span(self, position: int) -> tuple[int, int]:
         """Whole pixels in any of the windows: (start, stop)."""
-        starts = [math.ceil(low + step * position) for step, low, _ in self.windows]
-        stops = [math.floor(high + step * position) + 1 for step, _, high in self.windows]
+        digits: list[int] = []
+        for size in reversed(self.sizes[1:]):
+            position, digit = divmod(position, size)
+            digits.insert(0, digit)
+        digits = [position, *digits][: len(self.sizes)]  # a position beyond the last goes on evenly
+        starts, stops = [], []
+        for steps, low, high in self.windows:
+            shift = sum(step * digit for step, digit in zip(steps, digits, strict=True))
+            starts.append(math.ceil(low + shift))
+            stops.append(math.floor(high + shift) + 1)
         return min(starts), max(stops)
 
     def covers(self, extent: int) -> bool:
-        """Whether there is no position left and what is seen is all of the image, or no local path at all."""
+        """Whether no position is left and what is seen is all of the image, or no local path at all."""
         if not self.windows:
             return True
         start, stop = self.span(0)
-        return not any(step for step, _, _ in self.windows) and start <= 0 and stop >= extent
+        return not any(any(steps) for steps, _, _ in self.windows) and start <= 0 and stop >= extent
+
+    @property
+    def step(self) -> Number:
+        """Pixels from one position to the next, on average where the positions are uneven."""
+        if not self.sizes:
+            return 0
+        steps = max((steps for steps, _, _ in self.windows), key=lambda steps: abs(float(steps[0])))
+        return ratio(steps[0], math.prod(self.sizes[1:])) or steps[-1]
 
     @property
     def widest(self) -> int:
         """The largest number of pixels any position sees."""
-        # Moved by fractions of a pixel, a field repeats itself; paths of different steps drift apart.
-        period = math.lcm(*(Fraction(step).denominator for step, _, _ in self.windows))
-        spans = [self.span(position) for position in range(period if len(self.windows) == 1 else self.count)]
+        spans = [self.span(position) for position in range(math.prod(self.sizes))]
         return max(stop - start for start, stop in spans)
 
 
 def _row(trace: Trace, number: int) -> _Row:
     """Lines up the positions of a trace along one image axis."""
     reach = trace.reach[number]
-    if not reach.windows:
-        return _Row((), 1, widened=False)
-    factors = [(a, i, f) for a, axis in enumerate(trace.axes) for i, f in enumerate(axis.factors)]
-    places = [(a, i, f.size) for a, i, f in factors if f.label == number]
-    others = [(a, i, f.size) for a, i, f in factors if f.label != number]
-    # The positions may lie in several factors, such as (window, place in the window): major ones first.
-    places.sort(key=lambda place: -max(abs(float(steps[place[0]][place[1]])) for steps in reach.windows))
-    strides = [math.prod(size for _, _, size in places[at + 1 :]) for at in range(len(places))]
-    windows: dict[Number, tuple[Number, Number]] = {}
-    widened = False
+    places, others = _places(trace, number)
+    # Windows come before places in a window, wherever the tensor keeps them.
+    largest = {
+        (a, i): max((abs(float(steps[a][i])) for steps in reach.windows), default=0.0) for a, i, _ in places
+    }
+    places.sort(key=lambda place: -largest[place[:2]])
+    windows = []
     for steps, (low, high) in reach.windows.items():
-        own = [steps[a][i] for a, i, _ in places]
-        step: Number = (ratio(own[0], strides[0]) or own[-1]) if own else 0
-        uneven = [
-            (had - step * n) * (size - 1) for had, n, (_, _, size) in zip(own, strides, places, strict=True)
-        ]
         hidden = [steps[a][i] * (size - 1) for a, i, size in others]  # all channels together
-        widened = widened or any(uneven)
-        low, high = (
-            low + sum(min(0, part) for part in uneven + hidden),
-            high + sum(max(0, part) for part in uneven + hidden),
-        )
-        known = windows.get(step, (low, high))
-        windows[step] = (min(low, known[0]), max(high, known[1]))
-    ordered = sorted(windows.items(), key=lambda item: -abs(float(item[0])))
-    return _Row(
-        tuple((step, *ends) for step, ends in ordered), math.prod(size for _, _, size in places), widened
-    )
+        low, high = low + sum(min(0, part) for part in hidden), high + sum(max(0, part) for part in hidden)
+        windows.append((tuple(steps[a][i] for a, i, _ in places), low, high))
+    return _Row(tuple(size for _, _, size in places), tuple(windows))
+
+
+def _places(trace: Trace, number: int) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+    """(axis, factor, size) of the factors that are positions along an image axis, and of all others."""
+    places: list[tuple[int, int, int]] = []
+    others: list[tuple[int, int, int]] = []
+    for a, axis in enumerate(trace.axes):
+        current: Label = ""  # what a pixel shuffle puts behind a row belongs to that row
+        for i, factor in enumerate(axis.factors):
+            current = factor.label if isinstance(factor.label, int) or i == 0 else current
+            (places if current == number else others).append((a, i, factor.size))
+    return places, others
 
 
 def _field(
@@ -237,11 +247,9 @@ def _field(
 ) -> ReceptiveField:
     seen = list(zip(reach, rows, whole, strict=True))
     bounds = frozenset().union(*(part.bounds for part in reach))
-    if any(row.widened for row in rows):
-        bounds = bounds | {"positions in windows"}
     return ReceptiveField(
         size=tuple(part.extent if is_whole else row.widest for part, row, is_whole in seen),
-        stride=tuple(0 if is_whole else row.windows[0][0] for _, row, is_whole in seen),
+        stride=tuple(0 if is_whole else row.step for _, row, is_whole in seen),
         padding=tuple(0 if is_whole else -row.span(0)[0] for _, row, is_whole in seen),
         whole=tuple(whole),
         local=local,
