@@ -72,10 +72,11 @@ def _unknown_source(text: str, schemes: Mapping[str, Scheme]) -> str:
             f"source {text!r} starts with no known scheme ({', '.join(sorted(schemes))}) and is no "
             f"package.module:factory{nearest(scheme, schemes)}"
         )
-    known = [EMBEDDED]
+    known = []
     with contextlib.suppress(ConvscopeError, ImportError):  # a missing library only means fewer suggestions
         known += [f"timm:{name}" for name in _timm().list_models()]
         known += [f"torchvision:{name}" for name in _classifiers()]
+    known.append(EMBEDDED)  # last: it wins over timm's of the same name
     exact = [name for name in known if name.partition(":")[2] == text]
     hint = f"; did you mean {' or '.join(map(repr, exact))}?" if exact else _nearest_bare(text, known)
     return f"source {text!r} is no file, and a named model needs a scheme, such as 'timm:resnet18'{hint}"

@@ -248,7 +248,7 @@ def _torch_load(path: str, trust: bool) -> Any:
         if not trust:
             named = f" ({refused[1]})" if refused else ""
             raise untrusted(path, f"holds pickled objects{named}") from error
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file makes the reader raise almost anything
         raise _damaged(path, _first_line(error)) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=False)

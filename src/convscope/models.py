@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
 import random
 import re
@@ -79,7 +80,7 @@ class InputSpec:
         if self.std is not None and min(self.std) <= 0:
             raise BadInput(f"std={self.std} must be positive in every channel")
         low, high = (float(v) for v in self.value_range)
-        if not (torch.isfinite(torch.tensor([low, high])).all() and low < high):
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise BadInput(
                 f"value_range={self.value_range} must be two finite numbers (low, high) with low < high"
             )
@@ -96,7 +97,7 @@ class InputSpec:
         numbers = (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
         if len(numbers) == 1:  # one number serves every channel
             numbers *= self.channels
-        if len(numbers) != self.channels or not torch.tensor(numbers).isfinite().all():
+        if len(numbers) != self.channels or not all(map(math.isfinite, numbers)):
             raise BadInput(
                 f"{name}={value} must be {self.channels} finite numbers, one for each channel of shape "
                 f"{self.shape}"
@@ -404,7 +405,7 @@ def _deepcopy(module: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
     try:
-        with python_warnings.catch_warnings():
+        with python_warnings.catch_warnings(), torch.no_grad():  # else TorchScript copies keep a graph
             python_warnings.simplefilter("ignore")  # graph modules rebuild themselves with deprecated calls
             return copy.deepcopy(module, memo)
     except Exception as error:  # anything may be raised by a foreign object's own copying
