@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 import convscope
-from convscope.errors import BadInput, ConvscopeError, ConvscopeWarning, RequestError
+from convscope.errors import BadInput, ConvscopeError, ConvscopeWarning, RequestError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -661,12 +661,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except CycloptsError as error:
-        return _fail(words, error, 2, f"{str(error).strip()} See convscope --help.")
+        return _fail(words, error, 2, _misread(words, error))
     except ConvscopeError as error:
         return _fail(words, error, error.exit_code, str(error))
     except Exception as error:  # a mistake of ours or of the model's own code: told, never hidden
         said = f"{type(error).__name__}: {error}"
         return _fail(words, error, 1, f"{said}; this was not expected: --debug shows where it happened.")
+
+
+def _misread(words: Sequence[str], error: CycloptsError) -> str:
+    """What was wrong with the command line, and where to look."""
+    verbs = [name for name in app if not name.startswith("-")]
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if verb is not None and verb not in verbs:
+        return f"{verb!r} is no command{nearest(verb, verbs) or '; see them all with convscope --help.'}"
+    where = f"see convscope {verb} --help." if verb else "see convscope --help."
+    if isinstance(error, UnusedCliTokensError):
+        return f"{' '.join(map(repr, error.unused_tokens or ()))} is one argument too many; {where}"
+    return f"{str(error).strip().rstrip('.?')}; {where}"
 
 
 def _fail(words: Sequence[str], error: Exception, code: int, message: str) -> int:
