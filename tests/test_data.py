@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -297,8 +298,8 @@ def test_boxes_by_hand() -> None:
 @given(*[st.integers(1, 5000)] * 2, *[st.integers(1, 700)] * 2)
 def test_the_part_shown_is_inside_centred_and_in_proportion(w: int, h: int, nw: int, nh: int) -> None:
     x0, y0, x1, y1 = _shown((w, h), (nw, nh))
-    assert -1e-6 <= x0 <= x1 <= w + 1e-6
-    assert -1e-6 <= y0 <= y1 <= h + 1e-6
+    assert 0 <= x0 <= x1 <= w
+    assert 0 <= y0 <= y1 <= h
     assert x0 + x1 == pytest.approx(w)
     assert y0 + y1 == pytest.approx(h)
     assert (x1 - x0) / nw == pytest.approx((y1 - y0) / nh)
@@ -317,6 +318,18 @@ def test_batches_come_in_order_full_and_in_range() -> None:
     assert stacked.max() <= 1
     again = torch.cat([batch.images for batch in found.batches(InputSpec((3, 32, 40)), 12, threads=1)])
     assert torch.equal(stacked, again)
+
+
+@given(*[st.integers(1, 300)] * 2, *[st.integers(1, 40)] * 2, st.booleans())
+def test_any_size_fits_any_input(w: int, h: int, nw: int, nh: int, squeezed: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.jpg"
+        Image.new("RGB", (w, h), (0, 255, 0)).save(path)
+        found = images(path)
+        (batch,) = found.batches(InputSpec((3, nh, nw)), fit="resize" if squeezed else "crop")
+        assert found.broken == ()
+    assert batch.images[0, 1].min() > 0.95  # all of it is the picture
+    assert batch.geometry[0].to_image((0, 0, nw, nh)) == pytest.approx(batch.geometry[0].shown)
 
 
 def test_an_abandoned_iteration_leaves_no_thread() -> None:

@@ -405,6 +405,9 @@ def _build_torchvision(
     if labels is not None and options.get("num_classes", len(labels)) != len(labels):
         labels = None
     spec = _torchvision_spec(described)
+    own_size = getattr(module, "image_size", None)  # a vision transformer takes no other
+    if spec is not None and isinstance(own_size, int):
+        spec = spec.with_size(own_size, own_size)
     trained = entry is not None
     return Built(module, name, spec, labels, trained=trained, loaded=trained or request.weights == "hub")
 

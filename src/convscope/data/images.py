@@ -443,8 +443,8 @@ def _shown(full: tuple[int, int], size: tuple[int, int]) -> Box:
     """The largest centred part of an image of `full` size with the proportions of `size` (width, height)."""
     scale = min(full[0] / size[0], full[1] / size[1])
     width, height = size[0] * scale, size[1] * scale
-    left, top = (full[0] - width) / 2, (full[1] - height) / 2
-    return left, top, left + width, top + height
+    left, top = max(0.0, (full[0] - width) / 2), max(0.0, (full[1] - height) / 2)  # rounding may go below 0
+    return left, top, min(left + width, float(full[0])), min(top + height, float(full[1]))
 
 
 def _stack(items: list[tuple[int, Tensor, Geometry]]) -> Batch:
