@@ -15,14 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convscope._torchvision import torchvision
+from convscope.errors import RequestError, UnknownLayer
 from convscope.graph import Graph, layout, record
-from convscope.measures.receptive_field import receptive_field
+from convscope.measures.receptive_field import ReceptiveField, receptive_field
 from convscope.models import InputSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::convscope.errors.ConvscopeWarning")
@@ -368,7 +371,7 @@ GLOBAL: dict[str, tuple[nn.Module, str, tuple[int, int] | None]] = {
         (3, 0),
     ),
     "circular shift": (seq(Lambda(lambda x: x.roll((1, 2), (2, 3))), conv(3)), "aten.roll", (3, 2)),
-    "unknown operation": (seq(Lambda(lambda x: torch.fft.fft2(x).real)), "aten._fft_r2c", None),
+    "unknown operation": (seq(Lambda(lambda x: torch.fft.fft2(x).real)), "aten._fft_c2c", None),
 }
 
 

@@ -609,6 +609,8 @@ def _join_reach(axes: tuple[Axis, ...], left: Reach, right: Reach, reason: str) 
     windows = dict(left.windows)
     whole, aligned = left.whole | right.whole, left.aligned and right.aligned
     bounds = left.bounds | right.bounds
+    if left.windows and right.windows and left.bounds != right.bounds:
+        aligned = False  # one path moves unevenly and the other does not
     for steps, (low, high) in right.windows.items():
         known = windows.get(steps)
         if known is not None:

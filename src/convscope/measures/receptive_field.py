@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -205,7 +206,10 @@ class _Row:
     @property
     def widest(self) -> int:
         """The largest number of pixels any position sees."""
-        spans = [self.span(position) for position in range(math.prod(self.sizes))]
+        count = math.prod(self.sizes)
+        if len(self.windows) == 1 and len(self.sizes) == 1:  # moved by fractions of a pixel, it repeats itself
+            count = min(count, Fraction(self.step).denominator)
+        spans = [self.span(position) for position in range(count)]
         return max(stop - start for start, stop in spans)
 
 
