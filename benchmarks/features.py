@@ -1,9 +1,9 @@
-"""Feature visualization against lucent: pictures a second, what the pictures are worth, time to the same result.
+"""Feature visualization against lucent: pictures a second, their worth, time to the same result.
 
     python benchmarks/features.py --vgg vgg16_features.safetensors --out results.json
 
-One process, one set of threads, both tools on the same networks, layers, channels, picture size and steps, timed in
-turn. README.md beside this file says what each figure means.
+One process, one set of threads, both tools on the same networks, layers, channels, picture size and
+steps, timed in turn. README.md beside this file says what each figure means.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     OPTIONS = arguments()
 
-import machine  # noqa: E402
-import peer  # noqa: E402
 import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+import machine  # noqa: E402
+import peer  # noqa: E402
 from convscope import load  # noqa: E402
 from convscope._torchvision import torchvision  # noqa: E402
 from convscope.features import transform  # noqa: E402
@@ -91,7 +91,7 @@ def vgg(path: Path) -> Net:
     """VGG-16 without its classifier, which neither tool needs; lucent would run it all the same."""
     with safe_open(path, "pt") as file:
         notes = file.metadata() or {}
-        state = {key: file.get_tensor(key).float() for key in file.keys()}
+        state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
     features = torchvision().models.vgg16().features[:-1]
     features.load_state_dict(state)
     mean, std = (tuple(json.loads(notes[key])) for key in ("mean", "std"))
@@ -146,7 +146,7 @@ def _depth(net: Net, layer: str) -> float:
     return done / total
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------
+# -- pictures ------------------------------------------------------------------------------------------
 
 
 def ours(
@@ -158,7 +158,7 @@ def ours(
     dtype: str = "auto",
     stop: bool = False,
 ) -> Any:
-    """convscope's pictures of the case's channels in one batch, by its defaults; all steps run unless `stop`."""
+    """convscope's pictures of the case's channels, one batch, its defaults; all steps run unless `stop`."""
     recipe = Recipe(steps=steps) if stop else Recipe(steps=steps, tolerance=0.0)
     return visualize(
         case.net, case.layer, case.channels, size=size, recipe=recipe, device=device, dtype=dtype,
@@ -183,7 +183,7 @@ def _whole(net: Net, device: torch.device) -> nn.Module:
 
 
 class Cut(nn.Module):
-    """A network that ends at a layer: the same pictures from lucent in less time, where time is not measured."""
+    """A network that ends at a layer: the same pictures in less time, where time is not measured."""
 
     def __init__(self, module: nn.Module, layer: str) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class _Reached(BaseException):
 
 
 def lucent_pictures(case: Case, thresholds: Sequence[int], device: torch.device) -> dict[int, Tensor]:
-    """lucent's pictures of all channels: steps -> Tensor [channel, 3, 128, 128]. On a frozen, truncated copy."""
+    """lucent's pictures: steps -> Tensor [channel, 3, 128, 128]. Drawn on a frozen, truncated copy."""
     module = Cut(copy.deepcopy(case.net.module).requires_grad_(False), case.layer).to(device).eval()
     drawn = [
         peer.draw(module, case.net.input, f"inner.{case.layer}", channel, thresholds, seed=number)
@@ -219,14 +219,14 @@ def lucent_pictures(case: Case, thresholds: Sequence[int], device: torch.device)
     return {steps: torch.stack([pictures[steps] for pictures in drawn]) for steps in thresholds}
 
 
-# -- what a picture is worth -------------------------------------------------------------------------------------
+# -- what a picture is worth ---------------------------------------------------------------------------
 
 
 class Judge:
     """Scores pictures on the original network in float32.
 
-    A score is the mean activation of the channel after a Gaussian blur of the picture (sigma 1 pixel), averaged over 16
-    random moves that no picture was optimized on and that are the same for both tools.
+    A score is the mean activation of the channel after a Gaussian blur of the picture (sigma 1 pixel),
+    averaged over 16 random moves that no picture was optimized on and that are the same for both tools.
     """
 
     def __init__(self, case: Case, device: torch.device, robust: Robust | None = None) -> None:
@@ -294,7 +294,7 @@ def total_variation(pictures: Tensor) -> float:
     return float(((across + down) / 2).median())
 
 
-# -- measures ----------------------------------------------------------------------------------------------------
+# -- measures ------------------------------------------------------------------------------------------
 
 
 def speed(case: Case, options: argparse.Namespace) -> dict[str, Any]:
@@ -315,9 +315,14 @@ def speed(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     times = machine.interleaved(runs, rounds, device)
     chosen = ours(case, 1, device).settings["dtype"]
     result: dict[str, Any] = {
-        "steps": steps, "size": peer.SIDE, "units a batch": count, "rounds": rounds, "auto dtype": chosen, "auto size": canvas,
+        "steps": steps,
+        "size": peer.SIDE,
+        "units a batch": count,
+        "rounds": rounds,
+        "auto dtype": chosen,
+        "auto size": canvas,
         "lucent pictures/s": machine.spread([1 / t for t in times["lucent"]]),
-    }  # fmt: skip
+    }
     for name in ("auto", "float32", "bfloat16", "auto size"):
         each = [t / count for t in times[name]]
         result[f"convscope pictures/s, {name}"] = machine.spread([1 / t for t in each])
@@ -326,7 +331,7 @@ def speed(case: Case, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def quality(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """What the pictures are worth at the same steps, and how soon convscope's are worth lucent's default ones."""
+    """What the pictures are worth at the same steps; how soon convscope's are worth lucent's default ones."""
     device = torch.device(options.device)
     thresholds = (4, 8) if options.quick else (STEPS, 128, DEFAULT)
     budgets = (4, 8) if options.quick else BUDGETS
@@ -347,7 +352,7 @@ def quality(case: Case, options: argparse.Namespace) -> dict[str, Any]:
 def _compare(judge: Judge, grey: Judge, own: Tensor, other: Tensor) -> dict[str, Any]:
     mine, his = judge.held_out(own), judge.held_out(other, peer.FED)
     clean, his_clean = judge.clean(own), judge.clean(other, peer.FED)
-    # lucent pads the picture with grey to 152 pixels before it enlarges it to 224: the same zoom without the padding.
+    # lucent pads the picture with grey to 152 pixels before it enlarges it to 224: that zoom, unpadded.
     zoom = round(peer.FED * peer.SIDE / (peer.SIDE + 24))
     return {
         "held out, convscope": _rounded(mine),
@@ -374,9 +379,14 @@ def _median_ratio(mine: Sequence[float], his: Sequence[float]) -> dict[str, floa
 
 
 def _race(
-    case: Case, options: argparse.Namespace, judge: Judge, made: dict[int, Tensor], goal: list[float], default: int,
+    case: Case,
+    options: argparse.Namespace,
+    judge: Judge,
+    made: dict[int, Tensor],
+    goal: list[float],
+    default: int,
     budgets: Sequence[int],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The fewest steps at which each unit is worth lucent's default picture, and the time that takes."""
     device = torch.device(options.device)
     scores = {budget: judge.held_out(made[budget]) for budget in budgets}
@@ -490,7 +500,7 @@ def repeat(step: Callable[[], Any], times: int) -> None:
 def bare_step(
     case: Case, module: nn.Module, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], Tensor]:
-    """The truncated forward pass and the gradient of the channels' means by a fixed random input: nothing else."""
+    """The truncated forward pass and the gradient of the channels' means by a fixed random input."""
     module = (
         module.to(device=device, dtype=dtype)
         .to(memory_format=torch.channels_last)
@@ -513,7 +523,7 @@ def bare_step(
     return step
 
 
-# -- the run -----------------------------------------------------------------------------------------------------
+# -- the run -------------------------------------------------------------------------------------------
 
 MEASURES = {"speed": speed, "quality": quality, "overhead": overhead}
 

@@ -1,11 +1,11 @@
 """lucent (PyPI torch-lucent 0.1.8) as its own documentation uses it, and nothing else.
 
-Its defaults: `param.image(128)`, Adam at rate 0.05, its standard transforms, a model in eval mode with its parameters
-as they come, upsampling to 224 pixels. Only the normalization is the network's own in place of ImageNet's, at the place
-in the pipeline where lucent puts it: `preprocess=False` and one more transform.
+Its defaults: `param.image(128)`, Adam at rate 0.05, its standard transforms, a model in eval mode with its
+parameters as they come, upsampling to 224 pixels. Only the normalization is the network's own in place of
+ImageNet's, at the place in the pipeline where lucent puts it: `preprocess=False` and one more transform.
 
-lucent leaves a hook on every module of the model it is given; they are taken off here, so that a later run is not
-slowed by an earlier one.
+lucent leaves a hook on every module of the model it is given; they are taken off here, so that a later run
+is not slowed by an earlier one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FED = 224  # what lucent resizes smaller pictures to
 def draw(
     module: nn.Module, spec: InputSpec, layer: str, channel: int, thresholds: Sequence[int], seed: int = 0
 ) -> dict[int, Tensor]:
-    """One picture of one channel after each number of steps: steps -> Tensor [3, 128, 128] in [0, 1], on the CPU."""
+    """One channel's picture after each number of steps: steps -> Tensor [3, 128, 128] in [0, 1]."""
     np.random.seed(seed)  # its transforms
     torch.manual_seed(seed)  # its starting noise
     try:
