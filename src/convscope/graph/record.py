@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -142,6 +143,7 @@ class _Frame:
     index: int
     is_leaf: bool
     inputs: tuple[int, ...]
+    handled: BaseException | None  # the exception whose handler the call was made from
 
 
 class _Recorder(TorchDispatchMode):
@@ -159,6 +161,7 @@ class _Recorder(TorchDispatchMode):
         self._stack: list[_Frame] = []
         self._counts: dict[str, int] = {}
         self._serial = 0
+        self._failed: tuple[BaseException, str] | None = None  # the last exception and the layer it came from
 
     # -- the run ---------------------------------------------------------------------------------------------
 
@@ -174,7 +177,7 @@ class _Recorder(TorchDispatchMode):
             for name, part in module.named_modules():
                 before, after = self._hooks(name, part)
                 hooks.callback(part.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
-                hooks.callback(part.register_forward_hook(after, with_kwargs=True).remove)
+                hooks.callback(part.register_forward_hook(after, with_kwargs=True, always_call=True).remove)
             with _plain_execution():
                 self._forward()
         every = list(module.named_modules(remove_duplicate=False))
@@ -189,7 +192,7 @@ class _Recorder(TorchDispatchMode):
         except (_WritesParameters, ModelError):
             raise
         except Exception as error:  # the network's own code: anything may come
-            where = self._stack[-1].name if self._stack else ""
+            where = self._failed[1] if self._failed is not None and self._failed[0] is error else ""
             shapes = ", ".join(str(list(tensor.shape)) for tensor in flatten(self._arguments))
             reason = " ".join(str(error).split())[:300]
             raise ModelError(
@@ -230,13 +233,16 @@ class _Recorder(TorchDispatchMode):
             index = self._counts.get(name, 0)
             self._counts[name] = index + 1
             inputs = tuple(self._value(tensor) for tensor in flatten((args, kwargs)))
-            self._stack.append(_Frame(self._serial, name, kind, index, is_leaf, inputs))
+            self._stack.append(_Frame(self._serial, name, kind, index, is_leaf, inputs, sys.exception()))
             self._serial += 1
 
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            while self._stack[-1].name != name:  # calls that ended in an exception the network caught
-                self._stack.pop()
             frame = self._stack.pop()
+            error = sys.exception()
+            if error is not frame.handled:  # the call ends in an exception, which the network may yet catch
+                if error is not None and (self._failed is None or self._failed[0] is not error):
+                    self._failed = (error, name)
+                return
             parent = self._stack[-1].serial if self._stack else None
             self._calls.append((frame, parent, tuple(self._value(tensor) for tensor in flatten(output))))
 
