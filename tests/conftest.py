@@ -48,6 +48,7 @@ VERBS = (
     "convscope.features.visualize:visualize",
     "convscope.features.atlas:atlas",
     "convscope.features.look:look",
+    "convscope.tour:look",
     "convscope.tour:report",
 )
 

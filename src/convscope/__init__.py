@@ -22,7 +22,7 @@ _HOME = {
     "load": "convscope.models:load",
     "Net": "convscope.models:Net",
     "InputSpec": "convscope.models:InputSpec",
-    "look": "convscope.features.look:look",
+    "look": "convscope.tour:look",
     "visualize": "convscope.features.visualize:visualize",
     "atlas": "convscope.features.atlas:atlas",
     "receptive_field": "convscope.measures.receptive_field:receptive_field",
@@ -46,11 +46,10 @@ __all__ = [
 if TYPE_CHECKING:
     from convscope.features import objectives
     from convscope.features.atlas import atlas
-    from convscope.features.look import look
     from convscope.features.visualize import visualize
     from convscope.measures.receptive_field import receptive_field
     from convscope.models import InputSpec, Net, load
-    from convscope.tour import report
+    from convscope.tour import look, report
 
 
 def __getattr__(name: str) -> Any:

@@ -92,7 +92,7 @@ class AtlasOptions:
 
     Attributes:
         layers: Which layers, by commas, with * and ?; a spread over the depth by default.
-        channels: Which channels of each layer: 3, 0:8 or 1,5,9.
+        channels: Which channels of each layer: 3, 0:8, 1,5,9 or all; a few of each by default.
         all: Every channel of every convolution.
         data: Photographs for natural examples: a file or a folder; a dozen embedded ones by default.
         steps: At most so many optimizer steps a picture.
@@ -168,9 +168,8 @@ def report(
     """
     net = _load(model, loading, output)
     with _progress(_kept(out)) as progress:
-        result = convscope.report(net, out, open=open, progress=progress, **_atlas_settings(work, loading))
-    _say(f"Next: open {out / 'index.html'}", f"  convscope look {_model_words(model)}PHOTO.jpg --open")
-    return _tell_atlas(result, out, output, show=out / "index.html")
+        made = convscope.report(net, out, open=open, progress=progress, **_atlas_settings(work, loading))
+    return _tell_atlas(made.atlas, made.to_dict(), str(made.page), output, _next_look(model))
 
 
 @app.command
@@ -193,9 +192,9 @@ def atlas(
     """
     net = _load(model, loading, output)
     with _progress(_kept(out)) as progress:
-        result = convscope.atlas(net, out, progress=progress, **_atlas_settings(work, loading))
-    _say(f"Next: convscope report {_model_words(model)}--out {shlex.quote(str(out))} --open   (as pages)")
-    return _tell_atlas(result, out, output, show=Path(result.manifest))
+        made = convscope.atlas(net, out, progress=progress, **_atlas_settings(work, loading))
+    pages = f"convscope report {_words(model)}--out {shlex.quote(str(out))} --open   (the same as pages)"
+    return _tell_atlas(made, made.to_dict(), str(made.manifest), output, pages)
 
 
 @app.command
@@ -250,9 +249,10 @@ def visualize(
     paths = _save(shown, out)
     rows = [unit | {"path": path} for unit, path in zip(_plain_units(shown), paths, strict=True)]
     _print_units(rows, output)
-    words = _model_words(model)
-    _say(f"Next: convscope report {words}--open   (the whole network, with natural examples beside)")
-    return _verdict(shown, [row["status"] for row in rows], f"{len(rows)} finished pictures are in {out}")
+    if shown.interrupted:
+        raise KeyboardInterrupt(f"the {len(rows)} pictures that were finished are in {out}")
+    _say(f"Next: convscope report {_words(model)}--open   (the whole network, natural examples beside)")
+    return 1 if rows and all(row["status"] == "nan" for row in rows) else 0
 
 
 @app.command
@@ -283,9 +283,9 @@ def look(
         raise RequestError("no photograph was given; name an image file, as in `convscope look cat.jpg`.")
     with _progress() as progress:
         result = convscope.look(net, photo, out=out, progress=progress, **_run_settings(loading))
-    page = Path(out) / "index.html"
+    page = out / "index.html"
     _print(_plain(result.to_dict()) | {"page": str(page)} if output.json else str(page))
-    _say(f"Next: convscope report {_model_words(model)}--open   (what every filter looks for)")
+    _say(f"Next: convscope report {_words(model)}--open   (what every filter looks for)")
     if open:
         _open(page)
     return 0
@@ -344,7 +344,7 @@ def _atlas_settings(work: AtlasOptions, options: ModelOptions) -> dict[str, Any]
             "--all and --layers were both given; --all is every convolution, so leave one out."
         )
     layers = "all" if work.all else work.layers.split(",") if work.layers else None
-    channels = _channels(work.channels)
+    channels = "all" if work.channels == "all" else _channels(work.channels)
     data = None if work.data is None else str(work.data)
     chosen = _given(layers=layers, channels=channels, data=data, steps=work.steps)
     return chosen | _run_settings(options) | {"quick": work.quick, "fresh": work.fresh}
@@ -429,7 +429,11 @@ def _read_lines(path: Path) -> tuple[str, ...]:
         ) from error
 
 
-def _model_words(model: str | None) -> str:
+def _next_look(model: str | None) -> str:
+    return f"convscope look {_words(model)}PHOTO.jpg --open   (a photograph of yours in this network)"
+
+
+def _words(model: str | None) -> str:
     return "" if model is None else f"{shlex.quote(model)} "
 
 
@@ -489,30 +493,16 @@ def _print_layers(net: Net, output: OutputOptions) -> None:
     _print_table(("layer", "kind", "output"), cells)
 
 
-def _tell_atlas(result: Any, out: Path, output: OutputOptions, *, show: Path) -> int:
-    counts = {name: getattr(result, name) for name in ("units", "done", "dead", "failed", "seconds")}
-    facts = _plain(counts | {"manifest": str(result.manifest), "out": str(out)})
-    if show.suffix == ".html":
-        facts["page"] = str(show)
-    _print(facts if output.json else str(show))
-    lost = f", {result.dead} dead, {result.failed} failed" if result.dead or result.failed else ""
-    _say(f"{result.done} of {result.units} units in {result.seconds:.0f} s{lost}")
-    statuses = ["nan"] * result.failed + ["done"] * (result.done - result.failed)
-    return _verdict(result, statuses, _kept(out))
+def _tell_atlas(made: Any, facts: dict[str, Any], text: str, output: OutputOptions, following: str) -> int:
+    _print(_plain(facts) if output.json else text)
+    lost = f", {made.dead} dead, {made.failed} failed" if made.dead or made.failed else ""
+    _say(f"{made.done} of {made.units} units in {made.seconds:.0f} s{lost}")
+    _say(f"Next: {following}")
+    return 1 if made.units and made.failed == made.units else 0
 
 
 def _kept(out: Path) -> str:
     return f"what is finished is kept in {out}; the same command goes on from there"
-
-
-def _verdict(result: Any, statuses: Sequence[str], kept: str) -> int:
-    """130 for a run that Ctrl-C cut short, 1 where not a single picture came out, else 0."""
-    if getattr(result, "interrupted", False):
-        raise KeyboardInterrupt(kept)
-    if statuses and all(status == "nan" for status in statuses):
-        _say("[red]error:[/] the network gave values that are not numbers for every unit; check its weights.")
-        return 1
-    return 0
 
 
 def _open(page: Path) -> None:
