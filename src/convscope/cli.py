@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _WORK = Group("Work", sort_key=1)
 _MODEL = Group("Model", sort_key=2)
 _OUTPUT = Group("Output", sort_key=3)
+
+_LINE: ContextVar[tuple[str, ...]] = ContextVar("_LINE", default=())  # the words of the running command
 
 Flag = Annotated[bool, Parameter(show_default=False)]
 OutFlag = Annotated[bool, Parameter(show_default=False, group=_OUTPUT)]
@@ -193,8 +196,7 @@ def atlas(
     net = _load(model, loading, output)
     with _progress(_kept(out)) as progress:
         made = convscope.atlas(net, out, progress=progress, **_atlas_settings(work, loading))
-    pages = f"convscope report {_words(model)}--out {shlex.quote(str(out))} --open   (the same as pages)"
-    return _tell_atlas(made, made.to_dict(), str(made.manifest), output, pages)
+    return _tell_atlas(made, made.to_dict(), str(made.manifest), output, _next_report(out))
 
 
 @app.command
@@ -429,6 +431,13 @@ def _read_lines(path: Path) -> tuple[str, ...]:
         ) from error
 
 
+def _next_report(out: Path) -> str:
+    """The same command line with another verb: it takes the finished pictures from the same folder."""
+    words = [word for word in _LINE.get() if word not in ("atlas", "--json", "--fresh")]
+    folder = [] if any(word.split("=")[0] == "--out" for word in words) else ["--out", str(out)]
+    return f"{shlex.join(['convscope', 'report', *words, *folder])} --open   (the same as pages)"
+
+
 def _next_look(model: str | None) -> str:
     return f"convscope look {_words(model)}PHOTO.jpg --open   (a photograph of yours in this network)"
 
@@ -637,6 +646,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _LINE.set(tuple(words))
     try:
         with _restored():
             code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
