@@ -376,6 +376,11 @@ def test_options_and_channels() -> None:
     ("source", "error", "message"),
     [
         ("timm:resnet19", UnknownName, "timm has no model 'resnet19'; did you mean 'resnet18'"),
+        (
+            "timm:hf-hub:a/b",
+            RequestError,
+            "is fetched from the Hugging Face hub; pass weights='hub' to allow that",
+        ),
         ("torchvision:resnet81", UnknownName, "torchvision has no model 'resnet81'; did you mean 'resnet18'"),
         ("torchvision:resnet18:IMAGENET1K_V9", UnknownName, "did you mean 'IMAGENET1K_V1'"),
         ("torchvision:raft_small", BadInput, "belongs to the optical flow models"),

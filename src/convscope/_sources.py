@@ -215,9 +215,12 @@ def _timm_model(request: Request) -> Built:
     """`timm:NAME`: the architecture, with random weights unless a path or "hub" is given."""
     timm, name = _timm(), request.rest
     hub = request.weights == "hub"
-    if not (name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and hub) and not timm.is_model(
-        name.partition(".")[0]
-    ):
+    on_hub = name.startswith(("hf-hub:", "hf_hub:"))
+    if on_hub and not hub:
+        raise RequestError(
+            f"timm:{name} is fetched from the Hugging Face hub; pass weights='hub' to allow that"
+        )
+    if not on_hub and not timm.is_model(name.partition(".")[0]):
         raise UnknownName(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
     options = dict(request.options)
     if request.channels not in (None, 3):
