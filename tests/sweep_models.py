@@ -96,7 +96,8 @@ def run(chosen: Iterable[tuple[str, str]]) -> list[Outcome]:
             warnings.simplefilter("ignore")
             outcome = try_one(source, family)
         outcomes.append(outcome)
-        gc.collect()
+        if len(outcomes) % 20 == 0:
+            gc.collect()  # modules are cyclic; collecting after each would take most of the time
         print(
             f"{outcome.seconds:6.1f} s  {source}  {outcome.error or outcome.device}",
             file=sys.stderr,
@@ -113,9 +114,8 @@ def table(outcomes: list[Outcome]) -> str:
     lines = [
         "# Models that load and run forward",
         "",
-        "Made by `make sweep` (`tests/sweep_models.py`): each model loaded by `convscope.load` and run "
-        "forward on its",
-        "example input, on the meta device where that suffices, else for real.",
+        "Made by `make sweep` (`tests/sweep_models.py`): each model loaded by `convscope.load` and run forward",
+        "on its example input, on the meta device where that suffices, else for real.",
         f"torch {torch.__version__}, torchvision {torchvision().__version__}, timm {timm.__version__}.",
         "",
         f"{len(outcomes) - len(failed)} of {len(outcomes)} models.",
