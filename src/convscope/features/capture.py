@@ -87,16 +87,17 @@ class _Bypass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, interval: tuple[float, float], rescue: Tensor, used: Tensor) -> Tensor:
         low, high = interval
-        ctx.save_for_backward((x > low) & (x < high), x < high, rescue, used)
+        ctx.save_for_backward((x > low) & (x < high), x < high, rescue)
+        ctx.used = used  # written to in backward, by every activation in turn
         return x.new_zeros(()).expand_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        passes, below, rescue, used = ctx.saved_tensors
+        passes, below, rescue = ctx.saved_tensors
         alive = ((gradient != 0) & passes).flatten(1).any(1)
         redirect = rescue & ~alive  # [batch]
-        used |= redirect
+        ctx.used |= redirect
         keep = redirect.view(-1, *[1] * (gradient.ndim - 1)) & below
         return torch.where(keep, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)), None, None, None
 

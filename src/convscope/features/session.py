@@ -265,7 +265,7 @@ class Session:
         if all(w.start is None for w in wanted):
             return noise
         pictures = [w.start if w.start is not None else torch.full((self.net.input.channels, *size), 0.5) for w in wanted]
-        resized = torch.stack([_fit(picture, size) for picture in pictures]).to(noise.device)
+        resized = torch.stack([fit(picture, size) for picture in pictures]).to(noise.device)
         encoded = bound.encode(resized)
         given = torch.tensor([w.start is not None for w in wanted], device=noise.device)
         return torch.where(given.view(-1, *[1] * (noise.ndim - 1)), encoded, noise)
@@ -382,7 +382,7 @@ class Session:
             ]
             if channels in (1, 3):
                 photographs = [photo.image() for photo in data.photographs()]
-                natural = torch.stack([_fit(photo, size) for photo in photographs])
+                natural = torch.stack([fit(photo, size) for photo in photographs])
                 parts.insert(0, natural if channels == 3 else natural.mean(1, keepdim=True))
             self._examples[size] = torch.cat(parts)
         return self._examples[size]
@@ -435,7 +435,7 @@ def balanced(items: Sequence[Any], most: int) -> list[list[Any]]:
     return pieces
 
 
-def _fit(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def fit(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """The centre of a picture [channel, height, width] at another size, its aspect kept."""
     height, width = picture.shape[-2:]
     scale = max(size[0] / height, size[1] / width)

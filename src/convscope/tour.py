@@ -1,0 +1,145 @@
+"""Composes what a user sees in the end: the report of a network, the page of a photograph.
+
+Runs the measures and pictures in order and hands them to `site`, which draws. Computes nothing itself.
+"""
+
+from __future__ import annotations
+
+import os
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from convscope import site
+from convscope.data import Images
+from convscope.features.atlas import Atlas
+from convscope.features.atlas import atlas as draw_atlas
+from convscope.features.look import Look
+from convscope.features.look import look as look_at
+from convscope.features.visualize import Progress
+from convscope.models import InputLike, Net, as_net
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished report.
+
+    Attributes:
+        page: its first page.
+        atlas: the pictures in it.
+    """
+
+    page: Path
+    atlas: Atlas
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return self.atlas.to_dict() | {"page": str(self.page)}
+
+    def __repr__(self) -> str:
+        return f"Report({str(self.page)!r}, {self.atlas.done} units)"
+
+    def _repr_html_(self) -> str:
+        return self.atlas._repr_html_()
+
+
+def report(
+    net: Net | nn.Module,
+    out: str | os.PathLike[str] = "report",
+    *,
+    input: InputLike | None = None,
+    data: str | Images | None = None,
+    layers: str | Sequence[str] = "auto",
+    channels: str | int | Sequence[int] | None = None,
+    photo: str | None = "auto",
+    open: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Report:
+    """Makes pages that show what the filters of a network look for.
+
+    The pages are valid from the first finished batch on and fill while the work goes on; called again after an
+    interruption it continues.
+
+    Args:
+        net: a Net, or a module with `input=`.
+        out: the folder; its `index.html` opens in any browser, offline.
+        input: what to feed a plain module.
+        data: images for natural crops; the embedded photographs by default.
+        layers, channels: see `atlas`.
+        photo: an image to look at on a page of its own; "auto" is an embedded one where the input is in colour.
+        open: open the first page in the browser as soon as it stands.
+        progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
+        **settings: see `atlas`.
+
+    Raises:
+        StoreMismatch, UntrainedWeights, RequestError: see `atlas`.
+    """
+    net = as_net(net, input)
+    folder = Path(out)
+    refresh = site.paced(folder)
+    shown = False
+
+    def on_chunk(manifest: dict[str, Any]) -> None:
+        nonlocal shown
+        refresh(manifest)
+        if open and not shown:
+            shown = True
+            webbrowser.open((folder / "index.html").resolve().as_uri())
+
+    made = draw_atlas(
+        net, folder, layers, channels, data, progress=progress, on_chunk=on_chunk, **settings
+    )
+    looks = []
+    image = _photo(net) if photo == "auto" else photo
+    if image is not None:
+        seen = look_at(net, image, seed=settings.get("seed", 0), device=settings.get("device"), random=True)
+        looks.append(_linked(seen.save(folder), made.content))
+    return Report(site.write(folder, atlas=made.content, looks=looks), made)
+
+
+def look(
+    net: Net | nn.Module,
+    image: str | os.PathLike[str] | Tensor | Any,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    input: InputLike | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Look:
+    """Shows what one photograph does in a network, and with `out=` writes it as a page.
+
+    Args:
+        net: a Net, or a module with `input=`.
+        image: a file, the name of an embedded photograph, a PIL image, or Tensor [channel, height, width] in [0, 1].
+        out: a folder for the page; one that holds an atlas of the network gets the page added.
+        input: what to feed a plain module.
+        progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
+        **settings: see `convscope.features.look.look`.
+
+    Raises:
+        BadInput, UnknownName, UnknownLayer: see `convscope.features.look.look`.
+    """
+    seen = look_at(net, image, input=input, progress=progress, **settings)
+    if out is not None:
+        site.write(out, looks=[seen.save(out)])
+    return seen
+
+
+def _photo(net: Net) -> str | None:
+    """The embedded photograph a report looks at."""
+    return "chelsea" if net.input.channels == 3 else None
+
+
+def _linked(seen: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """The look with links to the units that the atlas drew."""
+    names = {layer["index"]: layer["name"] for layer in manifest["layers"]}
+    drawn = {(names[unit["layer"]], unit["channel"]): unit["id"] for unit in reversed(manifest["units"])}
+    rows = [row for layer in seen["layers"] for row in layer["maps"]] + seen["units"]
+    for row in rows:
+        row["unit"] = drawn.get((row["layer"], row["channel"]))
+    return seen
