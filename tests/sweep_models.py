@@ -114,7 +114,8 @@ def table(outcomes: list[Outcome]) -> str:
     lines = [
         "# Models that load and run forward",
         "",
-        "Made by `make sweep` (`tests/sweep_models.py`): each model loaded by `convscope.load` and run forward",
+        "Made by `make sweep` (`tests/sweep_models.py`): each model loaded by `convscope.load` and run "
+        "forward",
         "on its example input, on the meta device where that suffices, else for real.",
         f"torch {torch.__version__}, torchvision {torchvision().__version__}, timm {timm.__version__}.",
         "",
