@@ -99,7 +99,7 @@ class AtlasOptions:
         all: Every channel of every convolution.
         data: Photographs for natural examples: a file or a folder; a dozen embedded ones by default.
         steps: At most so many optimizer steps a picture.
-        quick: Fewer and smaller pictures, for a first impression.
+        quick: Fewer pictures and fewer steps, for a first impression.
         fresh: Throw away what the folder holds, instead of going on with it.
     """
 
