@@ -91,9 +91,7 @@ def report(
             shown = True
             webbrowser.open((folder / "index.html").resolve().as_uri())
 
-    made = draw_atlas(
-        net, folder, layers, channels, data, progress=progress, on_chunk=on_chunk, **settings
-    )
+    made = draw_atlas(net, folder, layers, channels, data, progress=progress, on_chunk=on_chunk, **settings)
     looks = []
     image = _photo(net) if photo == "auto" else photo
     if image is not None:
@@ -126,7 +124,7 @@ def look(
     """
     seen = look_at(net, image, input=input, progress=progress, **settings)
     if out is not None:
-        site.write(out, looks=[seen.save(out)])
+        site.write(Path(out), looks=[seen.save(out)])
     return seen
 
 

@@ -31,7 +31,15 @@ from convscope.features.choose import Chosen, choose
 from convscope.features.objectives import Channel, Logit, Objective
 from convscope.features.optimize import Recipe
 from convscope.features.parametrization import Fourier, Parametrization
-from convscope.features.session import DrawInterrupted, Drawn, Session, Settings, Wanted, balanced, with_agreement
+from convscope.features.session import (
+    DrawInterrupted,
+    Drawn,
+    Session,
+    Settings,
+    Wanted,
+    balanced,
+    with_agreement,
+)
 from convscope.features.transform import Robust
 from convscope.features.visualize import Meter, Progress, describe
 from convscope.graph import Graph, layout, record
@@ -100,7 +108,14 @@ class Atlas:
             units = [unit for unit in self.content["units"] if unit["layer"] == layer["index"]]
             dead = sum(unit["status"] == "dead" for unit in units)
             best = max((unit["activation"] for unit in units if unit["activation"] is not None), default=0.0)
-            cells = (layer["name"], layer["role"], str(layer["channels"]), str(len(units)), str(dead), f"{best:.3g}")
+            cells = (
+                layer["name"],
+                layer["role"],
+                str(layer["channels"]),
+                str(len(units)),
+                str(dead),
+                f"{best:.3g}",
+            )
             table.add_row(*(Text(cell) for cell in cells))
         return table
 
@@ -176,7 +191,9 @@ def atlas(
         steps = 32 if quick else 128
     if quick and channels is None and layers != "all":
         channels = 3
-    settings = Settings(parametrization or Fourier(), transforms or Robust(), recipe or Recipe(steps=steps), seed)
+    settings = Settings(
+        parametrization or Fourier(), transforms or Robust(), recipe or Recipe(steps=steps), seed
+    )
     graph = record(net)
     chosen, skipped = choose(graph, layers, channels)
     images = data if isinstance(data, Images) else None if _blind(net, data) else pictures.images(data)
@@ -263,7 +280,7 @@ class _Run:
                 for c in kept["chunks"]
             ]
             return chunks, kept["refused"]
-        chunks: list[_Chunk] = []
+        chunks = []
         refused: list[dict[str, str]] = []
         asked, seeds = self.request["size"], self.request["seeds"]
         size = tuple(asked) if isinstance(asked, list) else asked
@@ -280,7 +297,8 @@ class _Run:
                 units = tuple((channel, number) for channel in piece for number in range(seeds))
                 chunks.append(_Chunk(f"units-{len(chunks):05d}", index, canvas, units))
         plain = [
-            {"piece": c.piece, "layer": c.layer, "size": list(c.size), "units": [list(u) for u in c.units]} for c in chunks
+            {"piece": c.piece, "layer": c.layer, "size": list(c.size), "units": [list(u) for u in c.units]}
+            for c in chunks
         ]
         self.store.put("plan", {"chunks": plain, "refused": refused})
         return chunks, refused
@@ -336,16 +354,16 @@ class _Run:
         halvings = len(self.session.halvings)
         try:
             drawn = with_agreement(
-                self.session.draw(wanted, chunk.size, lambda step: meter.inside(len(wanted) * step / steps, name))
+                self.session.draw(
+                    wanted, chunk.size, lambda step: meter.inside(len(wanted) * step / steps, name)
+                )
             )
         except (ModelError, OutOfMemory) as error:
             self.records[chunk.piece] = {"units": [], "failed": {"layer": name, "reason": str(error)}}
             self.store.put(chunk.piece, self.records[chunk.piece])
             return
         files: dict[str, bytes] = {}
-        units = []
-        for item in drawn:
-            units.append(self._unit(chunk, item, files))
+        units = [self._unit(chunk, item, files) for item in drawn]
         self.records[chunk.piece] = {"units": units, "failed": None}
         self.store.put(chunk.piece, self.records[chunk.piece], files)
         self.store.log(
@@ -364,7 +382,11 @@ class _Run:
 
     def _label(self, item: Chosen, channel: int) -> str | None:
         labels = self.net.labels
-        return labels[channel] if item.role == "logits" and labels is not None and channel < len(labels) else None
+        return (
+            labels[channel]
+            if item.role == "logits" and labels is not None and channel < len(labels)
+            else None
+        )
 
     def _unit(self, chunk: _Chunk, item: Drawn, files: dict[str, bytes]) -> dict[str, Any]:
         """The unit's record; its picture goes into `files`."""
@@ -432,7 +454,9 @@ class _Run:
                 if names[index] not in finished:
                     record, files = self._natural_piece(index, item, found, opened)
                     self.store.put(names[index], record, files)
-            self.store.log(event="images", images=len(self.images), seconds=round(time.perf_counter() - began, 4))
+            self.store.log(
+                event="images", images=len(self.images), seconds=round(time.perf_counter() - began, 4)
+            )
         self.natural = {index: self.store.get(name)["units"] for index, name in enumerate(names)}
 
     def _natural_piece(
@@ -465,20 +489,28 @@ class _Run:
 
     def _publish(self, state: str) -> None:
         self.content = self._manifest(state)
-        self.store.write("atlas.json", json.dumps(self.content, indent=1, ensure_ascii=False, allow_nan=False))
+        self.store.write(
+            "atlas.json", json.dumps(self.content, indent=1, ensure_ascii=False, allow_nan=False)
+        )
         if self.on_chunk is not None:
             self.on_chunk(self.content)
 
     def _manifest(self, state: str) -> Manifest:
-        units = [unit for chunk in self.chunks for unit in self.records.get(chunk.piece, {"units": []})["units"]]
+        units = [
+            unit for chunk in self.chunks for unit in self.records.get(chunk.piece, {"units": []})["units"]
+        ]
         failed = [
-            record["failed"] for chunk in self.chunks if (record := self.records.get(chunk.piece)) and record["failed"]
+            record["failed"]
+            for chunk in self.chunks
+            if (record := self.records.get(chunk.piece)) and record["failed"]
         ]
         net = self.net.to_dict()
         attributions = []
         if self.images is not None and self.images.source == "photographs":
             attributions = [photo.to_dict() for photo in pictures.photographs()]
-        broken = [] if self.images is None else [{"image": b.name, "reason": b.reason} for b in self.images.broken]
+        broken = (
+            [] if self.images is None else [{"image": b.name, "reason": b.reason} for b in self.images.broken]
+        )
         return {
             "format": 1,
             "state": state,
@@ -492,7 +524,10 @@ class _Run:
                 "folded_batch_norms": self.session.network.folded,
                 "images": None if self.images is None else self.images.source,
             },
-            "chunks": [{"piece": c.piece, "layer": c.layer, "size": list(c.size), "units": len(c.units)} for c in self.chunks],
+            "chunks": [
+                {"piece": c.piece, "layer": c.layer, "size": list(c.size), "units": len(c.units)}
+                for c in self.chunks
+            ],
             "versions": {
                 "convscope": convscope.__version__,
                 "torch": torch.__version__,
@@ -511,7 +546,9 @@ class _Run:
         units = self.content["units"]
         failed = self.content["planned"] - len(units)
         dead = sum(unit["status"] == "dead" for unit in units)
-        return Atlas(self.store.folder, self.content["planned"], len(units), dead, failed, seconds, self.content)
+        return Atlas(
+            self.store.folder, self.content["planned"], len(units), dead, failed, seconds, self.content
+        )
 
 
 def _network(graph: Graph, net: Net, shown: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -522,7 +559,9 @@ def _network(graph: Graph, net: Net, shown: Mapping[str, int]) -> list[dict[str,
         place = first.setdefault(call.order, call.order)
         if call.parent is not None:
             first[call.parent] = min(first.get(call.parent, place), place)
-    ordered = sorted((call for call in graph.calls if call.name), key=lambda call: (first[call.order], call.depth))
+    ordered = sorted(
+        (call for call in graph.calls if call.name), key=lambda call: (first[call.order], call.depth)
+    )
     addresses = {split_key(name)[0]: index for name, index in shown.items()}
     by_call = {graph.call(name).order: index for name, index in addresses.items()}
     return [

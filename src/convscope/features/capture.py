@@ -32,31 +32,20 @@ ACTIVATIONS: dict[Any, _Interval] = {
     functional.relu6: (0.0, 6.0),
     functional.hardswish: (-3.0, _INFINITY),
     functional.hardsigmoid: (-3.0, 3.0),
-    **{
-        function: None
-        for function in (
-            functional.leaky_relu,
-            functional.elu,
-            functional.selu,
-            functional.celu,
-            functional.gelu,
-            functional.silu,
-            functional.mish,
-            functional.softplus,
-            functional.prelu,
-            functional.rrelu,
-            functional.sigmoid,
-            functional.tanh,
-            functional.tanhshrink,
-            functional.softsign,
-            torch.sigmoid,
-            torch.tanh,
-            Tensor.sigmoid,
-            Tensor.tanh,
-        )
-    },
+    **dict.fromkeys((functional.leaky_relu, functional.elu, functional.selu, functional.celu)),
+    **dict.fromkeys((functional.gelu, functional.silu, functional.mish, functional.softplus)),
+    **dict.fromkeys((functional.prelu, functional.rrelu, functional.tanhshrink, functional.softsign)),
+    **dict.fromkeys((functional.sigmoid, torch.sigmoid, Tensor.sigmoid)),
+    **dict.fromkeys((functional.tanh, torch.tanh, Tensor.tanh)),
 }
-_BOUNDED = {functional.hardtanh, functional.threshold, torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min}
+_BOUNDED = {
+    functional.hardtanh,
+    functional.threshold,
+    torch.clamp,
+    Tensor.clamp,
+    torch.clamp_min,
+    Tensor.clamp_min,
+}
 
 
 def open_interval(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, _Interval]:
@@ -77,7 +66,9 @@ def _bounds(function: Any, rest: list[Any], kwargs: dict[str, Any]) -> tuple[Any
         return kwargs.get("threshold", rest[0] if rest else None), None
     names = ("min_val", "max_val") if function is functional.hardtanh else ("min", "max")
     low = kwargs.get(names[0], rest[0] if rest else (-1.0 if function is functional.hardtanh else None))
-    high = kwargs.get(names[1], rest[1] if len(rest) > 1 else (1.0 if function is functional.hardtanh else None))
+    high = kwargs.get(
+        names[1], rest[1] if len(rest) > 1 else (1.0 if function is functional.hardtanh else None)
+    )
     return low, high
 
 
@@ -99,7 +90,12 @@ class _Bypass(torch.autograd.Function):
         redirect = rescue & ~alive  # [batch]
         ctx.used |= redirect
         keep = redirect.view(-1, *[1] * (gradient.ndim - 1)) & below
-        return torch.where(keep, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)), None, None, None
+        return (
+            torch.where(keep, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)),
+            None,
+            None,
+            None,
+        )
 
 
 class _Watch(TorchFunctionMode):
@@ -121,8 +117,8 @@ class _Watch(TorchFunctionMode):
         before = args[0]
         self.on_activation(before, None)
         bypass = None
-        if self.rescue is not None and self.used is not None and interval is not None and before.requires_grad:
-            if before.ndim > 0 and len(before) == len(self.rescue):
+        if self.rescue is not None and interval is not None and before.requires_grad:
+            if before.ndim and len(before) == len(self.rescue):  # else no sample has a row of its own
                 bypass = _Bypass.apply(before, interval, self.rescue, self.used)
         result = func(*args, **kwargs)
         if bypass is not None:
@@ -169,13 +165,16 @@ class Capture:
         self._watches = any(key.stage for key in self.keys)
         names = dict.fromkeys(key.module for key in self.keys)
         self._handles = [
-            module.get_submodule(name).register_forward_hook(self._hook(name), always_call=False) for name in names
+            module.get_submodule(name).register_forward_hook(self._hook(name), always_call=False)
+            for name in names
         ]
 
     def __enter__(self) -> Capture:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -263,7 +262,9 @@ def first_tensor(output: Any, key: str) -> Tensor:
     """The layer's output tensor; of a tuple, list or mapping the first one."""
     if isinstance(output, Tensor):
         return output
-    items = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    items = (
+        output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    )
     for item in items:
         if isinstance(item, Tensor):
             return item

@@ -46,7 +46,7 @@ def choose(
         named = {call.address: "convolution" for call in convolutions(graph)}
         channels = "all" if channels is None else channels
     else:
-        named = {name: "chosen" for name in resolve(graph, layers)}
+        named = dict.fromkeys(resolve(graph, layers), "chosen")
     chosen = []
     for name, role in sorted(named.items(), key=lambda item: graph.call(item[0]).order):
         found = layout(graph, name)
@@ -56,7 +56,9 @@ def choose(
             continue
         chosen.append(Chosen(name, role, _spread(name, found.channels, channels, role)))
     if not chosen:
-        reasons = "; ".join(f"{item['layer']}: {item['reason']}" for item in skipped) or "it has no convolution"
+        reasons = (
+            "; ".join(f"{item['layer']}: {item['reason']}" for item in skipped) or "it has no convolution"
+        )
         raise RequestError(f"layers={layers!r} leaves nothing to show ({reasons}); name layers with channels")
     return chosen, skipped
 
@@ -74,7 +76,9 @@ def _spread(name: str, count: int, asked: str | int | Sequence[int] | None, role
         return tuple(k * count // number for k in range(number))
     inside = tuple(dict.fromkeys(c for c in asked if 0 <= c < count))
     if not inside:
-        raise RequestError(f"channels={list(asked)} are not in layer {name!r}, which has {count}; give 0 to {count - 1}")
+        raise RequestError(
+            f"channels={list(asked)} are not in layer {name!r}, which has {count}; give 0 to {count - 1}"
+        )
     return inside
 
 
@@ -141,7 +145,9 @@ def _is_spatial(graph: Graph, call: Call) -> bool:
     if not call.outputs or not call.name:
         return False
     found = layout(graph, call.address)
-    return found.channel_axis is not None and len(found.grid) > 0 and max(found.grid) > 1 and found.channels > 1
+    return (
+        found.channel_axis is not None and len(found.grid) > 0 and max(found.grid) > 1 and found.channels > 1
+    )
 
 
 def _automatic(graph: Graph) -> dict[str, Role]:
@@ -162,7 +168,9 @@ def _automatic(graph: Graph) -> dict[str, Role]:
     for call in runs:
         named[call.address] = "stage"
     taken = {value for call in runs for value in call.outputs}
-    every = [call for call in convolutions(graph) if _is_spatial(graph, call) and not taken & set(call.outputs)]
+    every = [
+        call for call in convolutions(graph) if _is_spatial(graph, call) and not taken & set(call.outputs)
+    ]
     for call in _evenly(every, min(len(every), _CONVOLUTIONS)):
         named[call.address] = "convolution"
     last = logits(graph)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from convscope import data as pictures
-from convscope.errors import BadInput, RequestError, UnknownName, nearest
 from convscope.data.images import to_tensor
+from convscope.errors import BadInput, RequestError, UnknownName, nearest
 from convscope.features.capture import Capture
 from convscope.features.choose import choose, convolutions, logits
 from convscope.features.network import Network, prepare
@@ -219,7 +219,9 @@ def look(
         values, _ = capture(network.feed(x))
         usual = _usual(net, network, capture)
     found = {key: _maps(key, values[key][0].float().cpu(), usual.get(key), maps) for key in keys}
-    every = [unit for key in keys for unit in _maps(key, values[key][0].float().cpu(), usual.get(key), _UNITS)]
+    every = [
+        unit for key in keys for unit in _maps(key, values[key][0].float().cpu(), usual.get(key), _UNITS)
+    ]
     units = sorted(every, key=lambda unit: -(unit.max if unit.standout is None else unit.standout))[:_UNITS]
     top, evidence, evidence_layer = _classify(net, network, graph, x)
     kernels, kernels_layer = _kernels(net, graph)
@@ -370,7 +372,9 @@ def _classify(
         if key is not None:
             (gradient,) = torch.autograd.grad(scores[best[0]], values[key], allow_unused=True)
             if gradient is not None:
-                evidence = (values[key] * gradient).detach()[0].float().sum(0).clamp_min(0).cpu()  # [height, width]
+                evidence = (
+                    (values[key] * gradient).detach()[0].float().sum(0).clamp_min(0).cpu()
+                )  # [height, width]
                 evidence = evidence / evidence.max().clamp_min(1e-12)
     labels = net.labels
     label = lambda c: labels[c] if labels is not None and c < len(labels) else None  # noqa: E731
@@ -398,7 +402,9 @@ def kernel_sheet(kernels: Tensor, scale: int = 0, columns: int = 8) -> Image.Ima
     shown = kernels[:64]
     tiles = [to_pil((kernel / kernel.abs().max().clamp_min(1e-12) + 1) / 2) for kernel in shown[:, :3]]
     if kernels.shape[1] not in (1, 3):  # no colour: the mean over the input channels
-        tiles = [to_pil((k.mean(0, keepdim=True) / k.mean(0).abs().max().clamp_min(1e-12) + 1) / 2) for k in shown]
+        tiles = [
+            to_pil((k.mean(0, keepdim=True) / k.mean(0).abs().max().clamp_min(1e-12) + 1) / 2) for k in shown
+        ]
     height, width = tiles[0].height, tiles[0].width
     zoom = scale or max(1, 64 // max(height, width))
     columns = min(columns, len(tiles))
@@ -436,7 +442,9 @@ def heat(values: Tensor, size: Sequence[int]) -> Image.Image:
 def overlay(image: Tensor, evidence: Tensor) -> Image.Image:
     """The photograph, grey and dim, with the evidence in colour."""
     size = (image.shape[-2], image.shape[-1])
-    smooth = torch.nn.functional.interpolate(evidence[None, None], size, mode="bicubic", align_corners=False)[0, 0]
+    smooth = torch.nn.functional.interpolate(evidence[None, None], size, mode="bicubic", align_corners=False)[
+        0, 0
+    ]
     smooth = smooth.clamp(0, 1)
     grey = image.mean(0, keepdim=True).expand(3, -1, -1)
     return to_pil(grey * 0.75 * (1 - 0.65 * smooth) + 0.65 * smooth * _colours(smooth))

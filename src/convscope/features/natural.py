@@ -103,7 +103,9 @@ def scan(
         batch: images a forward pass.
         on_batch: called with (images done, images in all).
     """
-    images = source if isinstance(source, Images) else pictures.images(None if source == "photographs" else source)
+    images = (
+        source if isinstance(source, Images) else pictures.images(None if source == "photographs" else source)
+    )
     by_layer: dict[str, list[int]] = {}
     for key, channel in units:
         channels = by_layer.setdefault(key, [])
@@ -143,7 +145,11 @@ class _Gathered:
     def add(self, values: Tensor, indices: Sequence[int]) -> None:
         """values: Tensor [image, channel, *position]."""
         self.map_shape = tuple(values.shape[2:])
-        chosen = values[:, self.channels].float().flatten(2) if values.ndim > 2 else values[:, self.channels, None].float()
+        chosen = (
+            values[:, self.channels].float().flatten(2)
+            if values.ndim > 2
+            else values[:, self.channels, None].float()
+        )
         chosen = chosen.cpu()  # [image, unit, position]
         peak, place = chosen.max(2)
         self.peaks.append(peak)
@@ -169,7 +175,9 @@ class _Gathered:
         peaks, means = torch.cat(self.peaks), torch.cat(self.means)
         for row, channel in enumerate(self.channels):
             examples = []
-            for activation, (image, place) in zip(self.top[row].tolist(), self.where[row].tolist(), strict=True):
+            for activation, (image, place) in zip(
+                self.top[row].tolist(), self.where[row].tolist(), strict=True
+            ):
                 box = geometry[image].to_image(_box(field, place, self.map_shape, size))
                 examples.append(Example(names[image], image, box, activation))
             edges, counts = self.histogram.row(row)
@@ -219,7 +227,12 @@ class _Histogram:
         while bool((least < self.low).any()):
             self._grow(least < self.low, upward=False)
         width = (self.high - self.low) / BINS
-        bins = ((values - self.low[:, None]) / width[:, None]).nan_to_num(0.0, 0.0, 0.0).long().clamp(0, BINS - 1)
+        bins = (
+            ((values - self.low[:, None]) / width[:, None])
+            .nan_to_num(0.0, 0.0, 0.0)
+            .long()
+            .clamp(0, BINS - 1)
+        )
         flat = bins + torch.arange(len(bins))[:, None] * BINS
         self.counts += torch.bincount(flat[finite], minlength=self.counts.numel()).view_as(self.counts)
 
@@ -295,7 +308,12 @@ def to_record(natural: Natural) -> dict[str, Any]:
         "peaks": natural.peaks.tolist(),
         "means": natural.means.tolist(),
         "examples": [
-            {"image": e.image, "index": e.index, "box": [round(v, 1) for v in e.box], "activation": e.activation}
+            {
+                "image": e.image,
+                "index": e.index,
+                "box": [round(v, 1) for v in e.box],
+                "activation": e.activation,
+            }
             for e in natural.examples
         ],
         "histogram": {"edges": list(natural.edges), "counts": list(natural.counts)},
@@ -304,7 +322,9 @@ def to_record(natural: Natural) -> dict[str, Any]:
 
 def from_record(record: Mapping[str, Any]) -> Natural:
     """The inverse of `to_record`."""
-    examples = tuple(Example(e["image"], e["index"], tuple(e["box"]), e["activation"]) for e in record["examples"])
+    examples = tuple(
+        Example(e["image"], e["index"], tuple(e["box"]), e["activation"]) for e in record["examples"]
+    )
     histogram = record["histogram"]
     peaks = torch.tensor(record["peaks"], dtype=torch.float32)
     means = torch.tensor(record["means"], dtype=torch.float32)

@@ -14,10 +14,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from convscope.errors import RequestError
 from convscope.features.capture import Capture, split_key
-from convscope.graph import Graph
+from convscope.graph import Graph, Op
 from convscope.models import InputSpec, Net
 
-_NORMS = {"aten.batch_norm", "aten.native_batch_norm", "aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm"}
+_NORMS = {
+    "aten.batch_norm",
+    "aten.native_batch_norm",
+    "aten._native_batch_norm_legit_no_training",
+    "aten.cudnn_batch_norm",
+}
 _CONVOLUTIONS = {"aten.convolution", "aten.conv2d", "aten.mkldnn_convolution"}
 
 # Multiply-accumulates an output value of the convolutions from which half precision pays. Measured on CPUs with
@@ -56,7 +61,11 @@ class Network:
 
 
 def prepare(
-    net: Net, graph: Graph, keys: Iterable[str], device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+    net: Net,
+    graph: Graph,
+    keys: Iterable[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
 ) -> Network:
     """A private, frozen, folded copy of the network for reading the given layer keys.
 
@@ -89,7 +98,12 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _dtype(asked: str | torch.dtype, net: Net, graph: Graph, device: torch.device) -> torch.dtype:
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    names = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "float64": torch.float64,
+    }
     if isinstance(asked, torch.dtype):
         if asked not in names.values():
             raise RequestError(f"dtype={asked} must be one of {', '.join(names)} or 'auto'")
@@ -111,7 +125,9 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     capability = torch.backends.cpu.get_cpu_capability()
-    return capability.startswith("AVX512") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _has_amx()
+    return (
+        capability.startswith("AVX512") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _has_amx()
+    )
 
 
 def _has_amx() -> bool:
@@ -161,11 +177,15 @@ def fold(module: nn.Module, graph: Graph, protected: Iterable[str] = ()) -> int:
         if norm_op.name not in _NORMS:
             continue
         value = norm_op.tensors.get("input")
-        conv_op = makers.get(value) if isinstance(value, int) else None
-        if conv_op is None or conv_op.name not in _CONVOLUTIONS or not isinstance(value, int) or readers[value] != 1:
+        if not isinstance(value, int) or readers[value] != 1:
+            continue
+        conv_op = makers.get(value)
+        if conv_op is None or conv_op.name not in _CONVOLUTIONS:
             continue
         names = (conv_op.module, norm_op.module)
         if "" in names or conv_op.module in protected or any(runs.get(name) != 1 for name in names):
+            continue
+        if norm_op.attributes.get("training") or not _are_plain(graph, conv_op, norm_op):
             continue
         if _inside_others(value, names[0], names[1], graph, protected):
             continue
@@ -173,10 +193,22 @@ def fold(module: nn.Module, graph: Graph, protected: Iterable[str] = ()) -> int:
     return folded
 
 
+def _are_plain(graph: Graph, conv: Op, norm: Op) -> bool:
+    """Whether both operations ran on their module's own parameters, not on something computed from them."""
+    for op, names in ((conv, ("weight", "bias")), (norm, ("weight", "bias", "running_mean", "running_var"))):
+        for name in names:
+            value = op.tensors.get(name)
+            if isinstance(value, int) and graph.values[value].name != f"{op.module}.{name}":
+                return False
+    return True
+
+
 def _inside_others(value: int, conv: str, norm: str, graph: Graph, protected: set[str]) -> bool:
     """Whether some protected module other than the pair hands out or takes in the value between the two."""
     return any(
-        call.name in protected and call.name != norm and value in call.outputs for call in graph.calls if call.name != conv
+        call.name in protected and call.name != norm and value in call.outputs
+        for call in graph.calls
+        if call.name != conv
     )
 
 
@@ -196,23 +228,28 @@ def _merge(module: nn.Module, conv_name: str, norm_name: str, shared: set[int]) 
         return False
     if getattr(conv, "parametrizations", None) or conv.transposed:
         return False
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
+    if (
+        not isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        or norm.running_mean is None
+        or norm.running_var is None
+    ):
         return False
     replacement = _after_norm(norm)
     if replacement is None or any(id(p) in shared for p in (conv.weight, conv.bias, norm.weight, norm.bias)):
         return False
-    conv.weight, conv.bias = fuse_conv_bn_weights(  # type: ignore[assignment]
+    weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    conv.weight.requires_grad_(False)
-    conv.bias.requires_grad_(False)  # type: ignore[union-attr]
+    conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
     parent, _, leaf = norm_name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, replacement)
     return True
 
 
 def _has_hooks(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+    return bool(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    )
 
 
 class _Rest(nn.Module):

@@ -80,7 +80,7 @@ class Objective:
     def __neg__(self) -> Objective:
         return -1.0 * self
 
-    def __mul__(self, factor: float) -> Objective:
+    def __mul__(self, factor: Objective | float) -> Objective:
         if isinstance(factor, Objective):
             return Product((self, factor))
         return Scaled(self, _finite("factor", factor))
@@ -179,12 +179,16 @@ class Neuron(Objective):
     def __call__(self, activations: Activations) -> Tensor:
         value = _pick(activations[self.layer], self.channel, self.layer)  # [batch, *position]
         place = self.position if self.position is not None else tuple(n // 2 for n in value.shape[1:])
-        if len(place) != value.ndim - 1 or any(not 0 <= p < n for p, n in zip(place, value.shape[1:], strict=False)):
+        if len(place) != value.ndim - 1 or any(
+            not 0 <= p < n for p, n in zip(place, value.shape[1:], strict=False)
+        ):
             raise RequestError(
                 f"position={place} is outside layer {self.layer!r}, whose map is {tuple(value.shape[1:])} at this canvas "
                 "size; give a position inside it"
             )
-        return value[(slice(None), *place)].float()
+        for index in place:  # drops one axis after the batch at a time
+            value = value[:, index]
+        return value.float()
 
 
 @dataclass(frozen=True)
@@ -402,7 +406,9 @@ def _pick(value: Tensor, channel: PerSample, layer: str) -> Tensor:
     wanted = channel if isinstance(channel, tuple) else (channel,) * len(value)
     wrong = next((c for c in wanted if not (isinstance(c, int) and 0 <= c < count)), None)
     if wrong is not None:
-        raise RequestError(f"channel={wrong} does not exist in layer {layer!r}, which has {count}; give 0 to {count - 1}")
+        raise RequestError(
+            f"channel={wrong} does not exist in layer {layer!r}, which has {count}; give 0 to {count - 1}"
+        )
     if len(wanted) != len(value):
         raise RequestError(f"{len(wanted)} channels were given for {len(value)} pictures; give one a picture")
     return torch.stack([value[row, index] for row, index in enumerate(wanted)])

@@ -51,9 +51,13 @@ class Recipe:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise RequestError(f"steps={self.steps!r} must be a positive integer")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise RequestError(f"learning_rate={self.learning_rate} must be positive, or None for the recipe's own")
+            raise RequestError(
+                f"learning_rate={self.learning_rate} must be positive, or None for the recipe's own"
+            )
         if not (self.warmup >= 0 and self.cooldown >= 0 and self.warmup + self.cooldown <= 1):
-            raise RequestError(f"warmup={self.warmup} and cooldown={self.cooldown} must be shares that add up to 1 at most")
+            raise RequestError(
+                f"warmup={self.warmup} and cooldown={self.cooldown} must be shares that add up to 1 at most"
+            )
         if self.blur < 0 or self.blur_every < 1 or self.tolerance < 0:
             raise RequestError("blur and tolerance must be 0 or more, blur_every 1 or more")
 
@@ -133,13 +137,17 @@ class Task:
         return total / views, used
 
 
-def climb(task: Task, start: Tensor, recipe: Recipe, on_segment: Callable[[int], None] | None = None) -> Climb:
+def climb(
+    task: Task, start: Tensor, recipe: Recipe, on_segment: Callable[[int], None] | None = None
+) -> Climb:
     """Runs the loop from the given parameters [unit, ...]; `on_segment(steps done)` may raise to stop it.
 
     An exception from `on_segment` (a KeyboardInterrupt, say) ends the loop where it is, with what there is.
     """
     parameters = start.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([parameters], lr=recipe.peak_rate, betas=recipe.betas, eps=recipe.eps, fused=_can_fuse(start))
+    optimizer = torch.optim.Adam(
+        [parameters], lr=recipe.peak_rate, betas=recipe.betas, eps=recipe.eps, fused=_can_fuse(start)
+    )
     state = _Progress(recipe, parameters)
     step = 0
     try:
@@ -216,7 +224,11 @@ class _Progress:
         recipe = self.recipe
         window = max(4, recipe.steps // 8)
         # Only at full rate: a rising or falling rate makes growth of its own.
-        if recipe.tolerance == 0 or step >= self.cool_from or step < recipe.warmup * recipe.steps + 2 * window:
+        if (
+            recipe.tolerance == 0
+            or step >= self.cool_from
+            or step < recipe.warmup * recipe.steps + 2 * window
+        ):
             return
         recent = torch.stack(self.curve[-window:]).double().mean(0)
         before = torch.stack(self.curve[-2 * window : -window]).double().mean(0)

@@ -35,14 +35,18 @@ def color_root(channels: int, color: str | Tensor) -> Tensor:
     """
     if isinstance(color, Tensor):
         if color.shape != (channels, channels):
-            raise RequestError(f"color of shape {tuple(color.shape)} must be ({channels}, {channels}) for this input")
+            raise RequestError(
+                f"color of shape {tuple(color.shape)} must be ({channels}, {channels}) for this input"
+            )
         return color.float()
     if color not in ("auto", "natural", "none"):
         raise RequestError(f"color={color!r} must be 'auto', 'natural', 'none' or a matrix")
     if color == "none" or (color == "auto" and channels != 3):
         return torch.eye(channels)
     if channels != 3:
-        raise RequestError(f"color='natural' needs 3 channels, the input has {channels}; give color='none' or a matrix")
+        raise RequestError(
+            f"color='natural' needs 3 channels, the input has {channels}; give color='none' or a matrix"
+        )
     root = torch.tensor(_ROOT)
     return root / root.norm(dim=0).max()
 
@@ -56,7 +60,9 @@ def fit_color(images: Tensor) -> Tensor:
         torch.Size([5, 5])
     """
     if images.ndim != 4 or not images.isfinite().all():
-        raise RequestError(f"images of shape {tuple(images.shape)} must be finite and [image, channel, height, width]")
+        raise RequestError(
+            f"images of shape {tuple(images.shape)} must be finite and [image, channel, height, width]"
+        )
     pixels = images.double().movedim(1, 0).flatten(1)  # [channel, pixel]
     pixels = pixels - pixels.mean(1, keepdim=True)
     covariance = pixels @ pixels.T / max(pixels.shape[1] - 1, 1)
@@ -265,7 +271,9 @@ class _Phase:
         return torch.sigmoid(_color(plain, self.root))
 
     def smooth(self, parameters: Tensor, sigma: float) -> Tensor:
-        raise RequestError("blur cannot be combined with Maco, whose magnitudes are fixed; use Fourier or Pixel")
+        raise RequestError(
+            "blur cannot be combined with Maco, whose magnitudes are fixed; use Fourier or Pixel"
+        )
 
 
 def _resize_magnitude(magnitude: Tensor, size: tuple[int, int]) -> Tensor:

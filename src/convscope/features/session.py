@@ -140,7 +140,11 @@ class Session:
     def _choose_canvas(self, keys: Sequence[str], size: str | int | tuple[int, int]) -> tuple[int, int]:
         if size != "auto":
             asked = (size, size) if isinstance(size, int) else size
-            if isinstance(asked, str) or len(asked) != 2 or any(not isinstance(n, int) or n < 1 for n in asked):
+            if (
+                isinstance(asked, str)
+                or len(asked) != 2
+                or any(not isinstance(n, int) or n < 1 for n in asked)
+            ):
                 raise BadInput(f"size={size!r} must be 'auto', a number of pixels or (height, width)")
             error = self._fails(keys, asked)
             if error is not None:
@@ -154,7 +158,9 @@ class Session:
             return wanted
         error = self._fails(keys, self.net.input.size)
         if error is not None:
-            raise ModelError(f"the network fails on a blank picture of its own input size ({error}); check its input")
+            raise ModelError(
+                f"the network fails on a blank picture of its own input size ({error}); check its input"
+            )
         return self.net.input.size
 
     def _auto(self, keys: Sequence[str]) -> tuple[int, int]:
@@ -173,7 +179,12 @@ class Session:
         try:
             with torch.no_grad(), self.network.capture(keys) as capture:
                 values, _ = capture(self.network.feed(blank))
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:  # what layers raise on a wrong size
+        except (
+            RuntimeError,
+            ValueError,
+            AssertionError,
+            IndexError,
+        ) as error:  # what layers raise on a wrong size
             return " ".join(str(error).split())[:200] or type(error).__name__
         empty = next((key for key, value in values.items() if value.numel() == 0), None)
         return None if empty is None else f"layer {empty!r} has no position left"
@@ -212,7 +223,9 @@ class Session:
         if self.network.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(wanted) == 1:
-            raise OutOfMemory(f"{reason} do not fit in memory; give a smaller size= or a lower layer") from None
+            raise OutOfMemory(
+                f"{reason} do not fit in memory; give a smaller size= or a lower layer"
+            ) from None
         self.halvings.append(reason)
         half = (len(wanted) + 1) // 2
         return self.draw(wanted[:half], size, on_segment) + self.draw(wanted[half:], size, on_segment)
@@ -240,13 +253,17 @@ class Session:
         return drawn
 
     def _capture(self, wanted: Sequence[Wanted]) -> Capture:
-        layers = [layer for item in wanted for layer in (*item.objective.layers, *item.score.layers, item.layer)]
+        layers = [
+            layer for item in wanted for layer in (*item.objective.layers, *item.score.layers, item.layer)
+        ]
         return self.network.capture(dict.fromkeys(layers))
 
     def _task(self, wanted: Sequence[Wanted], size: tuple[int, int], bound: Bound, capture: Capture) -> Task:
         settings, device = self.settings, self.network.device
         count = settings.recipe.steps * settings.robust.views
-        moves = transform.draw(settings.robust, count, [stream(settings.seed, w.stream, "moves") for w in wanted])
+        moves = transform.draw(
+            settings.robust, count, [stream(settings.seed, w.stream, "moves") for w in wanted]
+        )
         names = {name: k for k, name in enumerate(dict.fromkeys((w.layer, w.channel) for w in wanted))}
         return Task(
             network=self.network,
@@ -264,7 +281,10 @@ class Session:
         noise = bound.noise([stream(self.settings.seed, w.stream, purpose) for w in wanted])
         if all(w.start is None for w in wanted):
             return noise
-        pictures = [w.start if w.start is not None else torch.full((self.net.input.channels, *size), 0.5) for w in wanted]
+        pictures = [
+            w.start if w.start is not None else torch.full((self.net.input.channels, *size), 0.5)
+            for w in wanted
+        ]
         resized = torch.stack([fit(picture, size) for picture in pictures]).to(noise.device)
         encoded = bound.encode(resized)
         given = torch.tensor([w.start is not None for w in wanted], device=noise.device)
@@ -440,7 +460,9 @@ def fit(picture: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = picture.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     inner = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    resized = functional.interpolate(picture[None].float(), inner, mode="bilinear", antialias=True, align_corners=False)[0]
+    resized = functional.interpolate(
+        picture[None].float(), inner, mode="bilinear", antialias=True, align_corners=False
+    )[0]
     top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
     return resized[:, top : top + size[0], left : left + size[1]].clamp(0, 1)
 
@@ -448,7 +470,10 @@ def fit(picture: Tensor, size: tuple[int, int]) -> Tensor:
 def _thin(curve: Tensor, points: int = 32) -> tuple[tuple[int, float], ...]:
     """A curve as (step, mean since the point before), at most `points` long."""
     window = max(1, -(-len(curve) // points))
-    return tuple((min(k + window, len(curve)), float(curve[k : k + window].mean())) for k in range(0, len(curve), window))
+    return tuple(
+        (min(k + window, len(curve)), float(curve[k : k + window].mean()))
+        for k in range(0, len(curve), window)
+    )
 
 
 def _saturated(image: Tensor) -> bool:

@@ -48,7 +48,9 @@ class Robust:
         low, high = self.scale
         if not (0 < low <= high < math.inf):
             raise RequestError(f"scale={self.scale} must be two positive numbers, the smaller first")
-        if not (0 <= self.jitter < math.inf and 0 <= self.rotate <= 180 and self.pad >= 0 and self.noise >= 0):
+        if not (
+            0 <= self.jitter < math.inf and 0 <= self.rotate <= 180 and self.pad >= 0 and self.noise >= 0
+        ):
             raise RequestError("jitter, pad and noise must be 0 or more, rotate 0 to 180 degrees")
         if isinstance(self.border, str) and self.border != "reflect":
             raise RequestError(f"border={self.border!r} must be 'reflect' or a number in [0, 1]")

@@ -10,6 +10,7 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -152,7 +153,9 @@ def plan(
     """The pictures to draw, and the layer keys they read."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise RequestError(f"seeds={seeds!r} must be a positive integer")
-    if start is not None and (start.ndim != 3 or start.shape[0] != net.input.channels or not start.isfinite().all()):
+    if start is not None and (
+        start.ndim != 3 or start.shape[0] != net.input.channels or not start.isfinite().all()
+    ):
         raise RequestError(
             f"start of shape {tuple(start.shape)} must be a finite picture [{net.input.channels}, height, width] in [0, 1]"
         )
@@ -170,16 +173,20 @@ def _targets(
     net: Net, layer: str | None, channels: int | Sequence[int] | None, objective: Any, graph: Graph | None
 ) -> list[tuple[str, int, Objective]]:
     """(layer key, channel, objective) of each picture."""
-    if isinstance(objective, Objective) or (isinstance(objective, Sequence) and not isinstance(objective, str)):
+    if isinstance(objective, Objective) or (
+        isinstance(objective, Sequence) and not isinstance(objective, str)
+    ):
         return _given(objective, layer, channels)
     if layer is None:
         raise RequestError("layer is missing; name a layer, or give an objective that names one")
     key = _exact(net, layer)
     if objective is None or (inspect.isclass(objective) and issubclass(objective, Objective)):
-        make = objectives.Channel if objective is None else objective
+        make: Any = objectives.Channel if objective is None else objective
         return [(key, channel, make(key, channel)) for channel in _channels(net, key, channels, graph)]
     if not callable(objective):
-        raise RequestError(f"objective={objective!r} must be an objective, a list of them, or a function of activations")
+        raise RequestError(
+            f"objective={objective!r} must be an objective, a list of them, or a function of activations"
+        )
     function = objectives.Custom(objective, (key,))
     return [(key, 0 if channels is None else _channels(net, key, channels, graph)[0], function)]
 
@@ -188,14 +195,18 @@ def _given(
     objective: Any, layer: str | None, channels: int | Sequence[int] | None
 ) -> list[tuple[str, int, Objective]]:
     if channels is not None:
-        raise RequestError("channels and a finished objective were both given; the objective names its channels")
+        raise RequestError(
+            "channels and a finished objective were both given; the objective names its channels"
+        )
     many = [objective] if isinstance(objective, Objective) else list(objective)
     if not many or not all(isinstance(one, Objective) for one in many):
         raise RequestError("objective must be one objective or a list of them, at least one")
     targets = []
     for number, one in enumerate(many):
         if not one.layers:
-            raise RequestError(f"objective {one!r} reads no layer; add one that does, such as Channel(layer, 0)")
+            raise RequestError(
+                f"objective {one!r} reads no layer; add one that does, such as Channel(layer, 0)"
+            )
         leaf = _first_leaf(one)
         channel = getattr(leaf, "channel", None)
         targets.append((layer or one.layers[0], channel if isinstance(channel, int) else number, one))
@@ -214,7 +225,9 @@ def _exact(net: Net, layer: str) -> str:
     address, stage = split_key(layer)
     names = resolve(net, address)
     if len(names) > 1:
-        raise RequestError(f"layer={layer!r} matches {len(names)} layers, {names[0]!r} and {names[1]!r} among them; name one")
+        raise RequestError(
+            f"layer={layer!r} matches {len(names)} layers, {names[0]!r} and {names[1]!r} among them; name one"
+        )
     return f"{names[0]}:{stage}" if stage else names[0]
 
 
@@ -251,11 +264,9 @@ def _grouped(wanted: list[Wanted], most: int, seeds: int) -> list[list[Wanted]]:
             groups[-1].append(item)
         else:
             groups.append([item])
-    batches = []
-    for groups in by_layer.values():
-        for piece in balanced(groups, max(1, most // seeds)):
-            batches.append([item for group in piece for item in group])
-    return batches
+    most_groups = max(1, most // seeds)
+    pieces = [piece for groups in by_layer.values() for piece in balanced(groups, most_groups)]
+    return [[item for group in piece for item in group] for piece in pieces]
 
 
 def _run(
@@ -265,14 +276,19 @@ def _run(
     meter = Meter(sum(len(batch) for batch in batches), progress)
     steps = session.settings.recipe.steps
     for batch in batches:
+        inside = partial(_inside, meter, batch, steps)
         try:
-            drawn += session.draw(batch, canvas, lambda step, b=batch: meter.inside(len(b) * step / steps, b[0].layer))
+            drawn += session.draw(batch, canvas, inside)
         except DrawInterrupted as stop:
             return drawn + stop.drawn, True
         except KeyboardInterrupt:
             return drawn, True
         meter.finished(len(batch), batch[0].layer)
     return drawn, False
+
+
+def _inside(meter: Meter, batch: list[Wanted], steps: int, step: int) -> None:
+    meter.inside(len(batch) * step / steps, batch[0].layer)
 
 
 class Meter:
