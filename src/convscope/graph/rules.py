@@ -153,10 +153,22 @@ def pointwise(step: Step) -> Trace:
 
 @rule(
     "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full "
-    "empty_strided new_empty_strided fill zero zero_ fill_ normal uniform _shape_as_tensor"
+    "empty_strided new_empty_strided zero uniform exponential _shape_as_tensor"
 )
 def constant(step: Step) -> Trace:
     return plain(step.shape)
+
+
+@rule("fill")
+def fill(step: Step) -> Trace:
+    value = step.optional("value")
+    return plain(step.shape) if value is None else expand(value, step.shape, step.reason)
+
+
+@rule("normal")
+def normal(step: Step) -> Trace:
+    """`normal_` overwrites its tensor; `normal(mean, std)` reads them."""
+    return plain(step.shape) if step.op.name.endswith("_") else union(step.inputs(), step.shape, step.reason)
 
 
 @rule("copy")
@@ -301,10 +313,7 @@ def roll(step: Step) -> Trace:
             continue
         wraps = trace.mix([axis], step.reason)
         moved = trace.slide(axis, size, 1, -shift, -shift, step.reason)
-        whole = tuple(
-            replace(a, whole=a.whole | b.whole) for a, b in zip(moved.reach, wraps.reach, strict=True)
-        )
-        trace = Trace(moved.axes, whole)
+        trace = union([moved, wraps], step.shape, step.reason)
     return trace
 
 
@@ -498,9 +507,16 @@ def convolution(step: Step) -> Trace:
             trace = _transposed(trace, 2 + i, shape[2 + i], kernel[i], s, p, d, step.reason)
         else:
             trace = trace.slide(2 + i, shape[2 + i], s, -p, d * (kernel[i] - 1) - p, step.reason)
-    if weight.depends:
-        trace = union([trace, collapse([weight], trace.shape, step.reason)], trace.shape, step.reason)
+    trace = _steered(step, trace, "input")
     return trace if batched else trace.drop(0)
+
+
+def _steered(step: Step, trace: Trace, main: str) -> Trace:
+    """With what weights, biases or statistics computed from the image bring in: all of it."""
+    others = [other for name in step.op.tensors if name != main if (other := step.optional(name)) is not None]
+    if not any(other.depends for other in others):
+        return trace
+    return union([trace, collapse(others, trace.shape, step.reason)], trace.shape, step.reason)
 
 
 def _transposed(
@@ -673,18 +689,10 @@ def softmax(step: Step) -> Trace:
 def batch_norm(step: Step) -> Trace:
     """With stored statistics, element by element; with those of the batch, over all positions."""
     trace = step.tensor("input")
-    others = [other for name, other in _named(step) if name != "input" and other.depends]
     training = step.attr("training", step.attr("train", False)) or step.name == "_batch_norm_with_update"
     if training:
         trace = trace.mix([axis for axis in range(len(trace.axes)) if axis != 1], step.reason, keep=True)
-    if others:
-        trace = union([trace, collapse(others, trace.shape, step.reason)], trace.shape, step.reason)
-    return trace
-
-
-def _named(step: Step) -> list[tuple[str, Trace]]:
-    found = [(name, step.optional(name)) for name in step.op.tensors]
-    return [(name, trace) for name, trace in found if trace is not None]
+    return _steered(step, trace, "input")
 
 
 @rule("native_layer_norm layer_norm _fused_rms_norm rms_norm")
@@ -692,13 +700,13 @@ def layer_norm(step: Step) -> Trace:
     trace = step.tensor("input")
     rank = len(trace.axes)
     count = len(step.attr("normalized_shape"))
-    return trace.mix(range(rank - count, rank), step.reason, keep=True)
+    return _steered(step, trace.mix(range(rank - count, rank), step.reason, keep=True), "input")
 
 
 @rule("native_group_norm group_norm")
 def group_norm(step: Step) -> Trace:
     trace = step.tensor("input")
-    return trace.mix(range(1, len(trace.axes)), step.reason, keep=True)
+    return _steered(step, trace.mix(range(1, len(trace.axes)), step.reason, keep=True), "input")
 
 
 def _product(left: Trace, right: Trace, shape: Shape, reason: str) -> Trace:

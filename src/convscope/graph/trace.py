@@ -597,7 +597,7 @@ def _regroup(axes: Sequence[Axis], shape: Sequence[int]) -> list[_Group] | None:
             if filled != size:
                 return None
             groups.append((group, 0, 0))
-    return groups
+    return None if queue else groups
 
 
 def _moves(steps: Steps) -> bool:
