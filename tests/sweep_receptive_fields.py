@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -87,32 +87,28 @@ def build(source: str) -> tuple[nn.Module, tuple[int, ...]]:
 def try_one(source: str, oracle: bool = True) -> Outcome:
     """Derives all fields of one model, and has the oracle check the largest that is cheap to check."""
     start = time.perf_counter()
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            count = sum(parameter.numel() for parameter in build(source)[0].parameters())
-        if count > LARGEST:
-            return Outcome(source, error=f"{count:,} parameters: too large to build here")
-    except Exception:  # cannot be built without memory; try for real
-        pass
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            net, shape = build(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            net, shape = _built(source)
             graph = record(net, spec=InputSpec(shape))
             outcome = _derive(source, graph)
-            checked, said = _ask_oracle(net, graph, shape) if oracle else ("", "")
-    except (ConvscopeError, AssertionError) as error:
-        return Outcome(source, error=f"{type(error).__name__}: {error}", seconds=time.perf_counter() - start)
-    return Outcome(
-        source,
-        outcome.layer,
-        outcome.field,
-        outcome.unknown,
-        checked,
-        said,
-        seconds=time.perf_counter() - start,
-    )
+            real = next(net.parameters()).device.type != "meta"
+            checked, said = _ask_oracle(net, graph, shape) if real and oracle else ("", "too large to run")
+        except (ConvscopeError, AssertionError, RuntimeError, NotImplementedError) as error:
+            outcome, checked, said = Outcome(source, error=f"{type(error).__name__}: {error}"), "", ""
+    return replace(outcome, checked=checked, oracle=said, seconds=time.perf_counter() - start)
+
+
+def _built(source: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """For real, unless the meta device tells that it is too large for that."""
+    try:
+        with torch.device("meta"):
+            net, shape = build(source)
+    except Exception:  # some models compute with numbers while they are built
+        return build(source)
+    large = sum(parameter.numel() for parameter in net.parameters()) > LARGEST
+    return (net, shape) if large else build(source)
 
 
 def _fields(graph: Graph) -> list[tuple[str, ReceptiveField]]:

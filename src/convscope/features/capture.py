@@ -117,9 +117,10 @@ class _Watch(TorchFunctionMode):
         before = args[0]
         self.on_activation(before, None)
         bypass = None
-        if self.rescue is not None and interval is not None and before.requires_grad:
-            if before.ndim and len(before) == len(self.rescue):  # else no sample has a row of its own
-                bypass = _Bypass.apply(before, interval, self.rescue, self.used)
+        # Without a batch axis no sample has a row of its own to rescue.
+        has_rows = self.rescue is not None and before.ndim > 0 and len(before) == len(self.rescue)
+        if has_rows and interval is not None and before.requires_grad:
+            bypass = _Bypass.apply(before, interval, self.rescue, self.used)
         result = func(*args, **kwargs)
         if bypass is not None:
             result = result.add_(bypass) if result is before else result + bypass

@@ -176,10 +176,10 @@ def fold(module: nn.Module, graph: Graph, protected: Iterable[str] = ()) -> int:
     for norm_op in graph.ops:
         if norm_op.name not in _NORMS:
             continue
-        value = norm_op.tensors.get("input")
-        if not isinstance(value, int) or readers[value] != 1:
+        between = norm_op.tensors.get("input")
+        if not isinstance(between, int) or readers[between] != 1:
             continue
-        conv_op = makers.get(value)
+        conv_op = makers.get(between)
         if conv_op is None or conv_op.name not in _CONVOLUTIONS:
             continue
         names = (conv_op.module, norm_op.module)
@@ -187,7 +187,7 @@ def fold(module: nn.Module, graph: Graph, protected: Iterable[str] = ()) -> int:
             continue
         if norm_op.attributes.get("training") or not _are_plain(graph, conv_op, norm_op):
             continue
-        if _inside_others(value, names[0], names[1], graph, protected):
+        if _inside_others(between, names[0], names[1], graph, protected):
             continue
         folded += _merge(module, names[0], names[1], shared)
     return folded
@@ -197,8 +197,8 @@ def _are_plain(graph: Graph, conv: Op, norm: Op) -> bool:
     """Whether both operations ran on their module's own parameters, not on something computed from them."""
     for op, names in ((conv, ("weight", "bias")), (norm, ("weight", "bias", "running_mean", "running_var"))):
         for name in names:
-            value = op.tensors.get(name)
-            if isinstance(value, int) and graph.values[value].name != f"{op.module}.{name}":
+            read = op.tensors.get(name)
+            if isinstance(read, int) and graph.values[read].name != f"{op.module}.{name}":
                 return False
     return True
 
