@@ -84,31 +84,42 @@ def build(source: str) -> tuple[nn.Module, tuple[int, ...]]:
     return net, (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
 
 
+def run(wanted: Iterable[str]) -> Iterator[Outcome]:
+    """All models in turn; of torchvision the oracle is asked once a family, for its first model."""
+    seen: set[str] = set()
+    for source in wanted:
+        family = (
+            re.sub(r"[\d_].*", "", source.replace("_v", "v")) if source.startswith("torchvision:") else source
+        )
+        yield try_one(source, oracle=family not in seen)
+        seen.add(family)
+
+
 def try_one(source: str, oracle: bool = True) -> Outcome:
     """Derives all fields of one model, and has the oracle check the largest that is cheap to check."""
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            net, shape = _built(source)
+            net, shape = _built(source, real=oracle)
             graph = record(net, spec=InputSpec(shape))
             outcome = _derive(source, graph)
-            real = next(net.parameters()).device.type != "meta"
-            checked, said = _ask_oracle(net, graph, shape) if real and oracle else ("", "too large to run")
+            on_meta = next(net.parameters()).device.type == "meta"
+            checked, said = ("", "") if on_meta or not oracle else _ask_oracle(net, graph, shape)
         except (ConvscopeError, AssertionError, RuntimeError, NotImplementedError) as error:
             outcome, checked, said = Outcome(source, error=f"{type(error).__name__}: {error}"), "", ""
     return replace(outcome, checked=checked, oracle=said, seconds=time.perf_counter() - start)
 
 
-def _built(source: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """For real, unless the meta device tells that it is too large for that."""
+def _built(source: str, real: bool) -> tuple[nn.Module, tuple[int, ...]]:
+    """For real where that is wanted, unless the meta device tells that it is too large."""
     try:
         with torch.device("meta"):
             net, shape = build(source)
     except Exception:  # some models compute with numbers while they are built
         return build(source)
     large = sum(parameter.numel() for parameter in net.parameters()) > LARGEST
-    return (net, shape) if large else build(source)
+    return build(source) if real and not large else (net, shape)
 
 
 def _fields(graph: Graph) -> list[tuple[str, ReceptiveField]]:
@@ -190,14 +201,12 @@ def _cell(text: str) -> str:
 
 
 def main(wanted: list[str]) -> None:
+    chosen = [source for source in sources() if not wanted or any(word in source for word in wanted)]
     outcomes = []
-    for source in sources():
-        if not wanted or any(word in source for word in wanted):
-            outcomes.append(try_one(source))
-            last = outcomes[-1]
-            print(
-                f"{last.seconds:6.1f} s  {source}  {last.oracle or last.error}", file=sys.stderr, flush=True
-            )
+    for outcome in run(chosen):
+        outcomes.append(outcome)
+        said = outcome.oracle or outcome.error
+        print(f"{outcome.seconds:6.1f} s  {outcome.source}  {said}", file=sys.stderr, flush=True)
     if wanted:
         print(table(outcomes))
     else:

@@ -1,5 +1,6 @@
-"""What the recorder sees: module calls, functional operations, aliases, containers; and what it leaves "
-"behind."""
+"""What the recorder sees: module calls, functional operations, aliases, containers; and what it leaves
+behind.
+"""
 
 from __future__ import annotations
 

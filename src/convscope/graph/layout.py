@@ -1,5 +1,6 @@
-"""How a layer's output is laid out: which tensor axis is the channel, which are image axes, told from the "
-"graph."""
+"""How a layer's output is laid out: which tensor axis is the channel, which are image axes, told from the
+graph.
+"""
 
 from __future__ import annotations
 

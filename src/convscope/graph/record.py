@@ -342,8 +342,9 @@ class _Recorder(TorchDispatchMode):
         return None
 
     def _write_through(self, written: Tensor) -> None:
-        """An in-place operation also changed the other live tensors on the same memory: give them new "
-        "values."""
+        """An in-place operation also changed the other live tensors on the same memory: give them new
+        values.
+        """
         entry = self._entry(written)
         for other in list(entry.memory.members.keys()):
             if other is written or other.numel() == 0:

@@ -298,8 +298,9 @@ def flip(step: Step) -> Trace:
 
 @rule("roll")
 def roll(step: Step) -> Trace:
-    """What goes over one edge comes back at the other: the whole axis, beside the local path of all the "
-    "rest."""
+    """What goes over one edge comes back at the other: the whole axis, beside the local path of all the
+    rest.
+    """
     trace = step.tensor()
     dims, shifts = step.attr("dims", ()), step.attr("shifts")
     if not dims:
@@ -813,8 +814,9 @@ def _is_dense(geometry: _Geometry) -> bool:
 
 
 def _places(outer: _Geometry, inner: _Geometry) -> list[tuple[int, int, int | None]] | None:
-    """For each axis of outer: (start, step, axis of inner or None where one position was selected); None "
-    "if unclear."""
+    """For each axis of outer: (start, step, axis of inner or None where one position was selected); None
+    if unclear.
+    """
     sizes, strides, offset = outer
     inner_sizes, inner_strides, inner_offset = inner
     if any(b <= a * size for (b, _), (a, size) in _pairs_by_stride(sizes, strides)) or 0 in strides:
@@ -846,8 +848,9 @@ def _places(outer: _Geometry, inner: _Geometry) -> list[tuple[int, int, int | No
 
 
 def _pairs_by_stride(sizes: Shape, strides: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Neighbouring (stride, size) pairs from small to large strides, larger first, of the axes longer than "
-    "1."""
+    """Neighbouring (stride, size) pairs from small to large strides, larger first, of the axes longer than
+    1.
+    """
     ordered = sorted((stride, size) for stride, size in zip(strides, sizes, strict=True) if size > 1)
     return [(larger, (smaller[0], smaller[1] - 1)) for smaller, larger in pairwise(ordered)]
 

@@ -34,8 +34,9 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A tensor axis: `before` positions of something else (class tokens), the product of the factors, "
-    "`after` more."""
+    """A tensor axis: `before` positions of something else (class tokens), the product of the factors,
+    `after` more.
+    """
 
     factors: tuple[Factor, ...]
     before: int = 0
@@ -81,11 +82,15 @@ class Reach:
     def map(self, change: Callable[[Steps, Number, Number], tuple[Steps, Number, Number]]) -> Reach:
         """Every window changed; those that come to have equal steps are joined."""
         windows: dict[Steps, tuple[Number, Number]] = {}
+        aligned = self.aligned
         for steps, (low, high) in self.windows.items():
             steps, low, high = change(steps, low, high)
             known = windows.get(steps)
-            windows[steps] = (low, high) if known is None else (min(low, known[0]), max(high, known[1]))
-        return replace(self, windows=windows)
+            if known is not None:
+                aligned = False  # their steps differed, and are equal now only because they had to be widened
+                low, high = min(low, known[0]), max(high, known[1])
+            windows[steps] = (low, high)
+        return replace(self, windows=windows, aligned=aligned)
 
     def opened(self, reason: str) -> Reach:
         """No local path left: the whole axis."""
@@ -94,8 +99,9 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A tensor's axes and, for each axis of the image, what its elements see; `reach` is empty for "
-    "constants."""
+    """A tensor's axes and, for each axis of the image, what its elements see; `reach` is empty for
+    constants.
+    """
 
     axes: tuple[Axis, ...]
     reach: tuple[Reach, ...] = ()
@@ -146,8 +152,9 @@ class Trace:
         return Trace(axes, tuple(reach.map(change) for reach in self.reach))
 
     def solid(self, position: int, reason: str) -> Trace:
-        """The axis as one factor, class tokens and the like included; widens windows that are not linear "
-        "in it."""
+        """The axis as one factor, class tokens and the like included; widens windows that are not linear
+        in it.
+        """
         axis = self.axes[position]
         sizes = [factor.size for factor in axis.factors]
         if len(sizes) == 1 and axis.before == axis.after == 0:
@@ -348,8 +355,9 @@ class Trace:
     # -- what elements see -----------------------------------------------------------------------------------
 
     def mix(self, positions: Iterable[int], reason: str, keep: bool = False) -> Trace:
-        """Every element now sees what all elements along these axes saw; `keep` keeps its own path beside "
-        "that."""
+        """Every element now sees what all elements along these axes saw; `keep` keeps its own path beside
+        that.
+        """
         positions = tuple(positions)
         moved = tuple(self._mixed(reach, positions, reason) for reach in self.reach)
         if keep:
@@ -412,8 +420,9 @@ def _blurs(
     position: int,
     reads: Sequence[tuple[int, int]],
 ) -> bool:
-    """Whether fractions of a position, multiplied by the step they stand for, take in pixels that are not "
-    "read."""
+    """Whether fractions of a position, multiplied by the step they stand for, take in pixels that are not
+    read.
+    """
     steps, low, high = moved
     step = steps[position][0]
     for q, (first, last) in enumerate(reads):
@@ -439,8 +448,9 @@ def plain(shape: Sequence[int]) -> Trace:
 
 
 def image(shape: Sequence[int]) -> Trace:
-    """The network's input, batch first: [batch, channel, *space], or [batch, position] for sequences of "
-    "indices."""
+    """The network's input, batch first: [batch, channel, *space], or [batch, position] for sequences of
+    indices.
+    """
     first = 2 if len(shape) > 2 else 1
     labels: tuple[Label, ...] = (*("batch", "channel")[:first], *range(len(shape) - first))
     axes = tuple(Axis((Factor(size, label),)) for size, label in zip(shape, labels, strict=True))
@@ -559,8 +569,9 @@ _Group: TypeAlias = tuple[list[tuple[int, Label, int, int, int]], int, int]
 
 
 def _regroup(axes: Sequence[Axis], shape: Sequence[int]) -> list[_Group] | None:
-    """How the factors of `axes` make up axes of sizes `shape`, in order; None where a boundary cuts a "
-    "factor oddly."""
+    """How the factors of `axes` make up axes of sizes `shape`, in order; None where a boundary cuts a
+    factor oddly.
+    """
     queue: list[tuple[int, Label, int, int, int]] = []
     affixed: dict[int, Axis] = {}
     for a, axis in enumerate(axes):

@@ -207,7 +207,9 @@ class _Row:
     def widest(self) -> int:
         """The largest number of pixels any position sees."""
         count = math.prod(self.sizes)
-        if len(self.windows) == 1 and len(self.sizes) == 1:  # moved by fractions of a pixel, it repeats itself
+        if (
+            len(self.windows) == 1 and len(self.sizes) == 1
+        ):  # moved by fractions of a pixel, it repeats itself
             count = min(count, Fraction(self.step).denominator)
         spans = [self.span(position) for position in range(count)]
         return max(stop - start for start, stop in spans)
