@@ -187,6 +187,8 @@ def atlas(
     began = time.perf_counter()
     net = as_net(net, input)
     require_trained(net, random)
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise RequestError(f"seeds={seeds!r} must be a positive integer")
     if steps is None:
         steps = 32 if quick else 128
     if quick and channels is None and layers != "all":
@@ -268,6 +270,8 @@ class _Run:
         self.layers = self._layers()
         self.network = _network(self.graph, net, {item.layer: k for k, item in enumerate(chosen)})
         self.natural: dict[int, dict[str, Any]] = {}
+        self.broken: list[dict[str, str]] = []  # images that could not be read
+        self.published = self.publishing = 0.0  # when the manifest was last written, and how long that took
 
     # -- the plan ------------------------------------------------------------------------------------------------
 
@@ -457,7 +461,9 @@ class _Run:
             self.store.log(
                 event="images", images=len(self.images), seconds=round(time.perf_counter() - began, 4)
             )
-        self.natural = {index: self.store.get(name)["units"] for index, name in enumerate(names)}
+        kept = [self.store.get(name) for name in names]
+        self.natural = {index: piece["units"] for index, piece in enumerate(kept)}
+        self.broken = kept[0]["broken"]
 
     def _natural_piece(
         self,
@@ -472,7 +478,9 @@ class _Run:
         units: dict[str, Any] = {}
         files: dict[str, bytes] = {}
         for channel in item.channels:
-            seen = found[item.layer, channel]
+            seen = found.get((item.layer, channel))
+            if seen is None:  # nothing but NaN
+                continue
             strip = Image.new("RGB", (CROP * len(seen.examples), CROP))
             for k, example in enumerate(seen.examples):
                 if example.index not in opened:
@@ -483,17 +491,26 @@ class _Run:
             path = f"crops/{index:03d}/{channel:05d}.webp"
             files[path] = _encode(strip)
             units[str(channel)] = natural.to_record(seen) | {"crops": path, "count": len(seen.examples)}
-        return {"units": units}, files
+        broken = [{"image": image.name, "reason": image.reason} for image in self.images.broken]
+        return {"units": units, "broken": broken}, files
 
     # -- the manifest --------------------------------------------------------------------------------------------
 
     def _publish(self, state: str) -> None:
+        """Writes the manifest; while running in at most a twentieth of the time, since it grows with the atlas."""
         self.content = self._manifest(state)
+        began = time.perf_counter()
+        if state != "running" or began - self.published >= 20 * self.publishing:
+            self._write_manifest()
+            self.published = time.perf_counter()
+            self.publishing = self.published - began
+        if self.on_chunk is not None:
+            self.on_chunk(self.content)
+
+    def _write_manifest(self) -> None:
         self.store.write(
             "atlas.json", json.dumps(self.content, indent=1, ensure_ascii=False, allow_nan=False)
         )
-        if self.on_chunk is not None:
-            self.on_chunk(self.content)
 
     def _manifest(self, state: str) -> Manifest:
         units = [
@@ -508,9 +525,6 @@ class _Run:
         attributions = []
         if self.images is not None and self.images.source == "photographs":
             attributions = [photo.to_dict() for photo in pictures.photographs()]
-        broken = (
-            [] if self.images is None else [{"image": b.name, "reason": b.reason} for b in self.images.broken]
-        )
         return {
             "format": 1,
             "state": state,
@@ -539,7 +553,7 @@ class _Run:
             "units": units,
             "attributions": attributions,
             "skipped": [*self.skipped, *failed],
-            "broken_images": broken,
+            "broken_images": self.broken,
         }
 
     def result(self, seconds: float) -> Atlas:

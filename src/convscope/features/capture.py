@@ -6,7 +6,7 @@ before the layer's own activation function, `:post` the value after the first ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -35,17 +35,25 @@ ACTIVATIONS: dict[Any, _Interval] = {
     **dict.fromkeys((functional.leaky_relu, functional.elu, functional.selu, functional.celu)),
     **dict.fromkeys((functional.gelu, functional.silu, functional.mish, functional.softplus)),
     **dict.fromkeys((functional.prelu, functional.rrelu, functional.tanhshrink, functional.softsign)),
-    **dict.fromkeys((functional.sigmoid, torch.sigmoid, Tensor.sigmoid)),
-    **dict.fromkeys((functional.tanh, torch.tanh, Tensor.tanh)),
+    **dict.fromkeys((functional.leaky_relu_, functional.elu_, functional.selu_, functional.celu_)),
+    **dict.fromkeys((functional.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_)),
+    **dict.fromkeys((functional.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_)),
+    functional.logsigmoid: None,
 }
-_BOUNDED = {
-    functional.hardtanh,
-    functional.threshold,
+_HARDTANH = {functional.hardtanh, functional.hardtanh_}
+_THRESHOLD = {functional.threshold, functional.threshold_, torch.threshold}
+_CLAMP = {
     torch.clamp,
+    torch.clamp_,
     Tensor.clamp,
-    torch.clamp_min,
-    Tensor.clamp_min,
+    Tensor.clamp_,
+    torch.clip,
+    torch.clip_,
+    Tensor.clip,
+    Tensor.clip_,
 }
+_CLAMP_MIN = {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_}
+_BOUNDED = _HARDTANH | _THRESHOLD | _CLAMP | _CLAMP_MIN
 
 
 def open_interval(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, _Interval]:
@@ -62,13 +70,13 @@ def open_interval(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def _bounds(function: Any, rest: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """(low, high) as they were given, by position or by name."""
-    if function is functional.threshold:
+    if function in _THRESHOLD:
         return kwargs.get("threshold", rest[0] if rest else None), None
-    names = ("min_val", "max_val") if function is functional.hardtanh else ("min", "max")
-    low = kwargs.get(names[0], rest[0] if rest else (-1.0 if function is functional.hardtanh else None))
-    high = kwargs.get(
-        names[1], rest[1] if len(rest) > 1 else (1.0 if function is functional.hardtanh else None)
+    names, usual = (
+        (("min_val", "max_val"), (-1.0, 1.0)) if function in _HARDTANH else (("min", "max"), (None, None))
     )
+    low = kwargs.get(names[0], rest[0] if rest else usual[0])
+    high = kwargs.get(names[1], rest[1] if len(rest) > 1 else usual[1])
     return low, high
 
 
@@ -86,7 +94,9 @@ class _Bypass(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         passes, below, rescue = ctx.saved_tensors
-        alive = ((gradient != 0) & passes).flatten(1).any(1)
+        alive = (
+            ((gradient != 0) & passes).reshape(len(gradient), -1).any(1)
+        )  # a gate may be one number a sample
         redirect = rescue & ~alive  # [batch]
         ctx.used |= redirect
         keep = redirect.view(-1, *[1] * (gradient.ndim - 1)) & below
@@ -116,16 +126,29 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         before = args[0]
         self.on_activation(before, None)
-        bypass = None
         # Without a batch axis no sample has a row of its own to rescue.
         has_rows = self.rescue is not None and before.ndim > 0 and len(before) == len(self.rescue)
         if has_rows and interval is not None and before.requires_grad:
-            bypass = _Bypass.apply(before, interval, self.rescue, self.used)
-        result = func(*args, **kwargs)
-        if bypass is not None:
-            result = result.add_(bypass) if result is before else result + bypass
+            result = self._rescued(func, before, args[1:], kwargs, interval)
+        else:
+            result = func(*args, **kwargs)
         self.on_activation(before, result)
         return result
+
+    def _rescued(
+        self,
+        func: Any,
+        before: Tensor,
+        rest: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        interval: tuple[float, float],
+    ) -> Tensor:
+        """The activation with its bypass; an in-place one still writes to its input, as its caller may rely on."""
+        bypass = _Bypass.apply(before, interval, self.rescue, self.used)
+        working = before.clone()  # what the activation keeps for its backward pass must not be written to
+        result = func(working, *rest, **kwargs)
+        total: Tensor = result + bypass
+        return before.copy_(total) if result is working else total
 
 
 class _Finished(BaseException):
@@ -160,6 +183,9 @@ class Capture:
         self.module = module
         self.keys = [_parse(key, graph) for key in dict.fromkeys(keys)]
         self._found: dict[str, Tensor] = {}
+        self.raw: dict[
+            str, Tensor
+        ] = {}  # the same values as the layers gave them, on the way to later layers
         self._counts: dict[str, int] = {}
         self._before: list[tuple[Tensor, Tensor]] = []  # the last activation calls, for :pre
         self._waiting: list[_Key] = []  # for :post
@@ -195,6 +221,7 @@ class Capture:
             layer key -> Tensor [batch, channel, *position], and, after a backward pass, which samples were rescued.
         """
         self._found, self._counts, self._before, self._waiting = {}, {}, [], []
+        self.raw = {}
         watch = None
         try:
             if rescue is not None or self._watches:
@@ -207,6 +234,12 @@ class Capture:
             pass
         missing = [key.key for key in self.keys if key.key not in self._found]
         found, self._found, self._before = self._found, {}, []
+        if missing and any(key.key == missing[0] and key.stage == "post" for key in self.keys):
+            name = split_key(missing[0])[0]
+            raise RequestError(
+                f"layer {missing[0]!r} asks for the value after an activation function, but none runs after {name!r}; "
+                f"use {name!r}"
+            )
         if missing:
             raise ModelError(
                 f"layer {missing[0]!r} gave no value on an input of shape {tuple(x.shape)}, though it did on the example "
@@ -214,20 +247,29 @@ class Capture:
             )
         return found, None if watch is None else watch.used
 
-    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], Any]:
         wanted = [key for key in self.keys if key.module == name]
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
             count = self._counts.get(name, 0)
             self._counts[name] = count + 1
+            handed = None
             for key in wanted:
                 if key.call != count:
                     continue
                 if key.stage == "post":
                     self._waiting.append(key)
-                else:
-                    value = first_tensor(output, key.key)
-                    self._store(key, self._input_of_activation(value, key) if key.stage == "pre" else value)
+                    continue
+                value = first_tensor(output, key.key)
+                if key.stage == "pre":
+                    self._store(key, self._input_of_activation(value, key))
+                    continue
+                kept = self._store(key, value)
+                if value.requires_grad:  # the kept value stays on the way: later layers have a gradient in it
+                    copy = kept.clone()
+                    handed = _replaced(output, value, copy)
+                    self._before = [(b, copy if after is value else after) for b, after in self._before]
+            return handed
 
         return hook
 
@@ -251,25 +293,46 @@ class Capture:
         for key in waiting:
             self._store(key, after)
 
-    def _store(self, key: _Key, value: Tensor) -> None:
+    def _store(self, key: _Key, value: Tensor) -> Tensor:
+        """Keeps a value, and leaves the network if it is the last."""
         last = len(self._found) + 1 == len(self.keys)
         # What runs after this layer may overwrite its output in place; nothing runs after the last one.
-        self._found[key.key] = key.layout.as_map(value if last else value.clone())
+        kept = value if last else value.clone()
+        self.raw[key.key] = kept
+        self._found[key.key] = key.layout.as_map(kept)
         if last:
             raise _Finished
+        return kept
 
 
 def first_tensor(output: Any, key: str) -> Tensor:
     """The layer's output tensor; of a tuple, list or mapping the first one."""
+    found = _first(output)
+    if found is None:
+        raise ModelError(
+            f"layer {key!r} returns {type(output).__name__} without a tensor; choose another layer"
+        )
+    return found
+
+
+def _first(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
     items = (
-        output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
     )
-    for item in items:
-        if isinstance(item, Tensor):
-            return item
-    raise ModelError(f"layer {key!r} returns {type(output).__name__} without a tensor; choose another layer")
+    return next((found for item in items if (found := _first(item)) is not None), None)
+
+
+def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
+    """The output with one tensor exchanged; None, which leaves it as it is, where its container is not a plain one."""
+    if output is old:
+        return new
+    if type(output) is dict:
+        return {name: new if item is old else item for name, item in output.items()}
+    if type(output) in (tuple, list):
+        return type(output)(new if item is old else item for item in output)
+    return None
 
 
 def split_key(key: str) -> tuple[str, str]:

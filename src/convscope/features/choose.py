@@ -46,15 +46,27 @@ def choose(
         named = {call.address: "convolution" for call in convolutions(graph)}
         channels = "all" if channels is None else channels
     else:
-        named = dict.fromkeys(resolve(graph, layers), "chosen")
+        last = logits(graph)
+        named = {name: "logits" if name == last else "chosen" for name in resolve(graph, layers)}
+    _check(channels)
     chosen = []
     for name, role in sorted(named.items(), key=lambda item: graph.call(item[0]).order):
+        if not graph.call(name).outputs:
+            skipped.append({"layer": name, "reason": "it returns no tensor"})
+            continue
         found = layout(graph, name)
         if found.channel_axis is None:
             reason = f"its output of shape {list(found.shape)} has no axis of channels"
             skipped.append({"layer": name, "reason": reason})
             continue
-        chosen.append(Chosen(name, role, _spread(name, found.channels, channels, role)))
+        inside = _spread(found.channels, channels, role)
+        if isinstance(channels, Sequence) and not isinstance(channels, str):
+            outside = [c for c in dict.fromkeys(channels) if c not in inside]
+            if outside:
+                reason = f"it has {found.channels} channels, 0 to {found.channels - 1}: none of {outside}"
+                skipped.append({"layer": name, "reason": reason})
+        if inside:
+            chosen.append(Chosen(name, role, inside))
     if not chosen:
         reasons = (
             "; ".join(f"{item['layer']}: {item['reason']}" for item in skipped) or "it has no convolution"
@@ -63,23 +75,29 @@ def choose(
     return chosen, skipped
 
 
-def _spread(name: str, count: int, asked: str | int | Sequence[int] | None, role: Role) -> tuple[int, ...]:
+def _check(channels: str | int | Sequence[int] | None) -> None:
+    if channels is None or channels == "all":
+        return
+    if isinstance(channels, bool | str) or not isinstance(channels, int | Sequence):
+        raise RequestError(f"channels={channels!r} must be None, 'all', a number, or a list of channels")
+    if isinstance(channels, int):
+        if channels < 1:
+            raise RequestError(f"channels={channels} must be at least 1")
+        return
+    wrong = [c for c in channels if isinstance(c, bool) or not isinstance(c, int) or c < 0]
+    if wrong or not channels:
+        raise RequestError(f"channels={list(channels)!r} must hold at least one channel, numbered from 0")
+
+
+def _spread(count: int, asked: str | int | Sequence[int] | None, role: Role) -> tuple[int, ...]:
+    """Which of `count` channels are asked for."""
     if asked == "all":
         return tuple(range(count))
-    if isinstance(asked, str):
-        raise RequestError(f"channels={asked!r} must be None, 'all', a number, or a list of channels")
     if asked is None or isinstance(asked, int):
         number = asked if asked is not None else _LOGITS if role == "logits" else _CHANNELS
-        if number < 1:
-            raise RequestError(f"channels={asked} must be at least 1")
         number = min(number, count)
         return tuple(k * count // number for k in range(number))
-    inside = tuple(dict.fromkeys(c for c in asked if 0 <= c < count))
-    if not inside:
-        raise RequestError(
-            f"channels={list(asked)} are not in layer {name!r}, which has {count}; give 0 to {count - 1}"
-        )
-    return inside
+    return tuple(dict.fromkeys(int(c) for c in asked if int(c) < count))
 
 
 def logits(graph: Graph) -> str | None:

@@ -370,11 +370,11 @@ def _classify(
         best = probabilities.argsort(descending=True)[:5].tolist()
         evidence = None
         if key is not None:
-            (gradient,) = torch.autograd.grad(scores[best[0]], values[key], allow_unused=True)
+            features = capture.raw[key]
+            (gradient,) = torch.autograd.grad(scores[best[0]], features, allow_unused=True)
             if gradient is not None:
-                evidence = (
-                    (values[key] * gradient).detach()[0].float().sum(0).clamp_min(0).cpu()
-                )  # [height, width]
+                product = layout(graph, key).as_map((features * gradient).detach())
+                evidence = product[0].float().sum(0).clamp_min(0).cpu()  # [height, width]
                 evidence = evidence / evidence.max().clamp_min(1e-12)
     labels = net.labels
     label = lambda c: labels[c] if labels is not None and c < len(labels) else None  # noqa: E731

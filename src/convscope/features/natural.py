@@ -6,6 +6,7 @@ People recognise a unit from natural images better than from optimized ones (92 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Natural:
-    """One unit on natural images.
+    """One unit on natural images. What is not a finite number counts nowhere.
 
     Attributes:
         peaks: Tensor [image], the unit's largest activation on each image, ascending.
@@ -78,8 +79,8 @@ class Natural:
         return 100.0 * float((self.peaks < peak).double().mean())
 
     def ratio(self, peak: float) -> float | None:
-        """`peak` relative to the natural maximum; None where the maximum is not positive."""
-        return peak / self.max if self.max > 0 else None
+        """`peak` relative to the natural maximum; None where either is no number or the maximum is not positive."""
+        return peak / self.max if self.max > 0 and math.isfinite(peak) else None
 
 
 def scan(
@@ -102,6 +103,9 @@ def scan(
         best: images to keep a unit.
         batch: images a forward pass.
         on_batch: called with (images done, images in all).
+
+    Returns:
+        An entry a unit; none for a unit that gives no finite number on any image.
     """
     images = (
         source if isinstance(source, Images) else pictures.images(None if source == "photographs" else source)
@@ -151,9 +155,12 @@ class _Gathered:
             else values[:, self.channels, None].float()
         )
         chosen = chosen.cpu()  # [image, unit, position]
-        peak, place = chosen.max(2)
+        finite = chosen.isfinite()
+        peak, place = torch.where(finite, chosen, -torch.inf).max(2)  # -inf: nothing finite in this image
         self.peaks.append(peak)
-        self.means.append(chosen.mean(2))
+        self.means.append(
+            (torch.where(finite, chosen, 0.0).sum(2, dtype=torch.double) / finite.sum(2)).float()
+        )
         self.histogram.add(chosen.transpose(0, 1).flatten(1))
         image = torch.tensor(indices)[:, None].expand_as(place)
         top = torch.cat([self.top, peak.T], 1)
@@ -174,15 +181,20 @@ class _Gathered:
     ) -> None:
         peaks, means = torch.cat(self.peaks), torch.cat(self.means)
         for row, channel in enumerate(self.channels):
+            seen = peaks[:, row].isfinite()
+            if not seen.any():
+                continue
             examples = []
             for activation, (image, place) in zip(
                 self.top[row].tolist(), self.where[row].tolist(), strict=True
             ):
+                if activation == -math.inf:
+                    continue
                 box = geometry[image].to_image(_box(field, place, self.map_shape, size))
                 examples.append(Example(names[image], image, box, activation))
             edges, counts = self.histogram.row(row)
             found[key, channel] = Natural(
-                peaks[:, row].sort().values, means[:, row].sort().values, tuple(examples), edges, counts
+                peaks[seen, row].sort().values, means[seen, row].sort().values, tuple(examples), edges, counts
             )
 
 
@@ -286,7 +298,11 @@ def judge(drawn: Drawn, natural: Natural) -> Drawn:
     if ratio is not None and ratio < 0.5 and unit.status not in ("dead", "nan") and "weak" not in flags:
         flags = (*flags, "weak")
     judged = replace(
-        unit, natural_max=natural.max, ratio=ratio, percentile=natural.percentile(unit.peak), flags=flags
+        unit,
+        natural_max=natural.max,
+        ratio=ratio,
+        percentile=natural.percentile(unit.peak) if math.isfinite(unit.peak) else None,
+        flags=flags,
     )
     return replace(drawn, unit=judged)
 
@@ -295,7 +311,8 @@ def compare(session: Session, drawn: Sequence[Drawn], source: str | Images) -> l
     """All pictures with their scores relative to the given images."""
     units = list(dict.fromkeys((item.unit.layer, item.unit.channel) for item in drawn))
     found = scan(session.net, session.network, units, source)
-    return [judge(item, found[item.unit.layer, item.unit.channel]) for item in drawn]
+    kept = [found.get((item.unit.layer, item.unit.channel)) for item in drawn]
+    return [item if seen is None else judge(item, seen) for item, seen in zip(drawn, kept, strict=True)]
 
 
 def to_record(natural: Natural) -> dict[str, Any]:

@@ -43,10 +43,10 @@ class Activations:
     def __getitem__(self, layer: str) -> Tensor:
         return self.layers[layer]
 
-    def rows(self, start: int, stop: int) -> Activations:
+    def rows(self, rows: list[int]) -> Activations:
         """The same for a part of the batch."""
-        layers = {name: value[start:stop] for name, value in self.layers.items()}
-        return Activations(layers, self.image[start:stop], self.groups[start:stop])
+        layers = {name: value[rows] for name, value in self.layers.items()}
+        return Activations(layers, self.image[rows], self.groups[rows])
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class Objective:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Objective:
-        return self * (1.0 / _finite("divisor", divisor))
+        if _finite("divisor", divisor) == 0:
+            raise RequestError("divisor=0 must not be zero; give another number")
+        return self * (1.0 / divisor)
 
 
 @dataclass(frozen=True)
@@ -331,16 +333,26 @@ class Custom(Objective):
 
 @dataclass(frozen=True)
 class Rows(Objective):
-    """One objective a sample, of any kinds: what `stack` falls back to when they differ in structure."""
+    """Objectives of several structures, each for some samples of a batch: what `stack` falls back to.
+
+    Attributes:
+        terms: one objective a structure.
+        members: the samples of each; together every sample once.
+    """
 
     terms: tuple[Objective, ...]
+    members: tuple[tuple[int, ...], ...]
 
     @property
     def layers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(layer for term in self.terms for layer in term.layers))
 
     def __call__(self, activations: Activations) -> Tensor:
-        return torch.cat([term(activations.rows(i, i + 1)) for i, term in enumerate(self.terms)])
+        values = [
+            term(activations.rows(list(rows))) for term, rows in zip(self.terms, self.members, strict=True)
+        ]
+        order = torch.tensor([row for rows in self.members for row in rows], device=activations.image.device)
+        return torch.cat(values)[order.argsort()]
 
 
 def interpolate(a: Objective, b: Objective, t: float) -> Objective:
@@ -356,8 +368,7 @@ def as_objective(value: Objective | float) -> Objective:
 def stack(objectives: Sequence[Objective]) -> Objective:
     """One objective for a batch whose sample i has objective i.
 
-    Objectives of one structure become one value whose per-sample fields hold a tuple, evaluated in one go; others
-    are evaluated row by row.
+    Objectives of one structure become one value whose per-sample fields hold a tuple, evaluated in one go.
 
     Example:
         >>> stack([Channel("a", 3), Channel("a", 5)])
@@ -365,8 +376,25 @@ def stack(objectives: Sequence[Objective]) -> Objective:
     """
     if not objectives:
         raise RequestError("objectives is empty; give at least one")
-    merged = _merge(list(objectives))
-    return Rows(tuple(objectives)) if merged is None else merged
+    kinds: list[
+        tuple[Objective, list[int]]
+    ] = []  # a first objective of each structure, and the samples that share it
+    for row, objective in enumerate(objectives):
+        same = next((rows for first, rows in kinds if _merge([first, objective]) is not None), None)
+        if same is None:
+            kinds.append((objective, [row]))
+        else:
+            same.append(row)
+    terms = [_merge([objectives[row] for row in rows]) for _, rows in kinds]
+    if len(terms) == 1 and terms[0] is not None:
+        return terms[0]
+    return Rows(
+        tuple(
+            objectives[rows[0]] if term is None else term
+            for term, (_, rows) in zip(terms, kinds, strict=True)
+        ),
+        tuple(tuple(rows) for _, rows in kinds),
+    )
 
 
 def _merge(objectives: list[Objective]) -> Objective | None:
@@ -411,7 +439,27 @@ def _pick(value: Tensor, channel: PerSample, layer: str) -> Tensor:
         )
     if len(wanted) != len(value):
         raise RequestError(f"{len(wanted)} channels were given for {len(value)} pictures; give one a picture")
-    return torch.stack([value[row, index] for row, index in enumerate(wanted)])
+    picked: Tensor = _Pick.apply(value, wanted)
+    return picked
+
+
+class _Pick(torch.autograd.Function):
+    """One channel of each sample. Autograd's own indexing adds up a full-size gradient for every sample."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, wanted: tuple[int, ...]) -> Tensor:
+        ctx.wanted, ctx.like = wanted, value.new_empty(0)
+        ctx.shape, ctx.strides = value.shape, value.stride()
+        return torch.stack([value[row, channel] for row, channel in enumerate(wanted)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        whole = torch.empty_strided(
+            ctx.shape, ctx.strides, dtype=ctx.like.dtype, device=ctx.like.device
+        ).zero_()
+        for row, channel in enumerate(ctx.wanted):
+            whole[row, channel] = gradients[0][row]
+        return whole, None
 
 
 def _numbers(value: PerSample, like: Tensor) -> Tensor:
