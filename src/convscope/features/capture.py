@@ -41,7 +41,7 @@ ACTIVATIONS: dict[Any, _Interval] = {
     functional.logsigmoid: None,
 }
 _HARDTANH = {functional.hardtanh, functional.hardtanh_}
-_THRESHOLD = {functional.threshold, functional.threshold_, torch.threshold}
+_THRESHOLD = {functional.threshold, functional.threshold_, torch.threshold}  # type: ignore[attr-defined]
 _CLAMP = {
     torch.clamp,
     torch.clamp_,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convscope.errors import RequestError
+from convscope.errors import ModelError, RequestError
 from convscope.features.capture import Capture
 from convscope.features.network import Network
 from convscope.features.objectives import Activations, Objective
@@ -154,6 +154,11 @@ def climb(
         while step < state.end:
             with torch.enable_grad():
                 value, used = task.value(parameters, step, state.rescue)
+                if not value.requires_grad:
+                    raise ModelError(
+                        f"layer {task.capture.keys[0].key!r} passes no gradient to the picture: the network detaches it, "
+                        "rounds it or runs under no_grad; choose an earlier layer"
+                    )
                 (parameters.grad,) = torch.autograd.grad(-value.sum(), parameters)
             state.curve.append(value.detach())
             for group in optimizer.param_groups:

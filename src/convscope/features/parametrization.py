@@ -246,7 +246,7 @@ class _Phase:
         if spec.magnitude is None:
             falling = 1.0 / frequencies(size, root.device).clamp_min(1.0 / max(size))
             falling[0, 0] = 0.0
-            unit = torch.fft.irfft2(torch.polar(falling, torch.rand_like(falling) * 0), s=size, norm="ortho")
+            unit = torch.fft.irfft2(torch.polar(falling, torch.zeros_like(falling)), s=size, norm="ortho")
             power = unit.square().mean().sqrt()
             self.magnitude = (falling * (spec.contrast / power)).expand(channels, -1, -1)
         else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from convscope import data
-from convscope.errors import BadInput, ModelError, OutOfMemory
+from convscope.errors import BadInput, ModelError, OutOfMemory, RequestError
 from convscope.features import transform
 from convscope.features.capture import Capture, split_key
 from convscope.features.network import Network, prepare
@@ -132,6 +132,7 @@ class Session:
         Raises:
             BadInput: the size is not positive, or the network does not run up to the layers at it.
         """
+        size = tuple(size) if isinstance(size, list) else size
         cached = (" ".join(keys), size)
         if cached not in self._canvases:
             self._canvases[cached] = self._choose_canvas(keys, size)
@@ -179,7 +180,10 @@ class Session:
         try:
             with torch.no_grad(), self.network.capture(keys) as capture:
                 values, _ = capture(self.network.feed(blank))
+        except RequestError:  # the layer key itself is wrong, at any size
+            raise
         except (
+            ModelError,
             RuntimeError,
             ValueError,
             AssertionError,
@@ -228,7 +232,11 @@ class Session:
             ) from None
         self.halvings.append(reason)
         half = (len(wanted) + 1) // 2
-        return self.draw(wanted[:half], size, on_segment) + self.draw(wanted[half:], size, on_segment)
+        first = self.draw(wanted[:half], size, on_segment)
+        try:
+            return first + self.draw(wanted[half:], size, on_segment)
+        except DrawInterrupted as stop:
+            raise DrawInterrupted(first + stop.drawn) from None
 
     def _draw(
         self, wanted: Sequence[Wanted], size: tuple[int, int], on_segment: Callable[[int], None] | None
@@ -245,7 +253,7 @@ class Session:
                 ended, interrupted = stop.climb, True
             drawn = self._score(wanted, task, ended, interrupted)
             if not interrupted:
-                drawn = self._revive(wanted, drawn, size, bound, capture, on_segment)
+                drawn, interrupted = self._revive(wanted, drawn, size, bound, capture, on_segment)
         seconds = (time.perf_counter() - began) / len(wanted)
         drawn = [replace(item, unit=replace(item.unit, seconds=seconds)) for item in drawn]
         if interrupted:
@@ -264,7 +272,6 @@ class Session:
         moves = transform.draw(
             settings.robust, count, [stream(settings.seed, w.stream, "moves") for w in wanted]
         )
-        names = {name: k for k, name in enumerate(dict.fromkeys((w.layer, w.channel) for w in wanted))}
         return Task(
             network=self.network,
             capture=capture,
@@ -272,7 +279,7 @@ class Session:
             mover=Mover(settings.robust, size, device),
             objective=stack([w.objective for w in wanted]),
             moves=moves.to(device),
-            groups=torch.tensor([names[w.layer, w.channel] for w in wanted], device=device),
+            groups=torch.tensor(_groups(wanted), device=device),
             noises=tuple(stream(settings.seed, w.stream, "noise on the picture") for w in wanted),
         )
 
@@ -347,11 +354,15 @@ class Session:
         bound: Bound,
         capture: Capture,
         on_segment: Callable[[int], None] | None,
-    ) -> list[Drawn]:
-        """Of units left without any activation: names those dead that nothing excites, restarts the others."""
+    ) -> tuple[list[Drawn], bool]:
+        """Of units left without any activation: names those dead that nothing excites, restarts the others.
+
+        Returns:
+            The pictures, and whether Ctrl-C cut a restart short.
+        """
         flat = [row for row, item in enumerate(drawn) if item.unit.status != "nan" and self._is_flat(item)]
         if not flat:
-            return drawn
+            return drawn, False
         best = self._excite([wanted[row] for row in flat], size)
         again: list[int] = []
         for row, (picture, alive) in zip(flat, best, strict=True):
@@ -361,13 +372,18 @@ class Session:
             else:
                 unit = replace(drawn[row].unit, status="dead", flags=("dead",))
                 drawn[row] = replace(drawn[row], unit=unit)
+        interrupted = False
         if again:
             chosen = [wanted[row] for row in again]
             task = self._task(chosen, size, bound, capture)
-            ended = climb(task, self._start(chosen, size, bound, "restart"), self.settings.recipe, on_segment)
-            for row, item in zip(again, self._score(chosen, task, ended, False), strict=True):
+            try:
+                start = self._start(chosen, size, bound, "restart")
+                ended = climb(task, start, self.settings.recipe, on_segment)
+            except Interrupted as stop:
+                ended, interrupted = stop.climb, True
+            for row, item in zip(again, self._score(chosen, task, ended, interrupted), strict=True):
                 drawn[row] = item
-        return drawn
+        return drawn, interrupted
 
     @staticmethod
     def _is_flat(item: Drawn) -> bool:
@@ -416,13 +432,29 @@ class DrawInterrupted(BaseException):
         self.drawn = drawn
 
 
+def _groups(wanted: Sequence[Wanted]) -> list[int]:
+    """A number a picture, the same for the seeds of one unit; one channel may have several objectives."""
+    units: list[Wanted] = []
+    numbers = []
+    for item in wanted:
+        mine = (item.layer, item.channel, item.objective)
+        same = (k for k, unit in enumerate(units) if (unit.layer, unit.channel, unit.objective) == mine)
+        number = next(same, len(units))
+        if number == len(units):
+            units.append(item)
+        numbers.append(number)
+    return numbers
+
+
 def with_agreement(drawn: Sequence[Drawn]) -> list[Drawn]:
-    """Fills in how well the seeds of each unit agree."""
-    together: dict[tuple[str, int], list[int]] = {}
+    """Fills in how well the seeds of each unit agree; they follow one another."""
+    together: list[list[int]] = []
     for row, item in enumerate(drawn):
-        together.setdefault((item.unit.layer, item.unit.channel), []).append(row)
+        if item.unit.seed == 0 or not together:
+            together.append([])
+        together[-1].append(row)
     result = list(drawn)
-    for rows in together.values():
+    for rows in together:
         if len(rows) < 2:
             continue
         profiles = functional.normalize(torch.stack([drawn[row].profile for row in rows]), dim=1)

@@ -6,6 +6,7 @@ Visualization" (Distill, 2017).
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import time
 from collections.abc import Callable, Sequence
@@ -279,11 +280,11 @@ def _run(
         inside = partial(_inside, meter, batch, steps)
         try:
             drawn += session.draw(batch, canvas, inside)
+            meter.finished(len(batch), batch[0].layer)
         except DrawInterrupted as stop:
             return drawn + stop.drawn, True
         except KeyboardInterrupt:
             return drawn, True
-        meter.finished(len(batch), batch[0].layer)
     return drawn, False
 
 
@@ -321,7 +322,8 @@ def describe(settings: Settings) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return {"shape": list(value.shape), "sum": float(value.double().sum())}
+            content = value.detach().cpu().double().contiguous().numpy().tobytes()
+            return {"shape": list(value.shape), "sha256": hashlib.sha256(content).hexdigest()}
         if is_dataclass(value) and not isinstance(value, type):
             named = {name: plain(inner) for name, inner in _fields(value).items()}
             return {"kind": type(value).__name__} | named
