@@ -82,6 +82,8 @@ def prepare(
     module = net.copy()
     place = torch.device(device) if device is not None else _device(module)
     chosen = _dtype(dtype, net, graph, place)
+    if chosen is torch.float64:
+        module = module.double()  # before folding, which rounds to the type it finds
     folded = fold(module, graph, protected=addresses)
     for part in module.modules():
         # In-place clipping must copy its input for the backward pass; out of place it need not.
@@ -237,12 +239,14 @@ def _merge(module: nn.Module, conv_name: str, norm_name: str, shared: set[int]) 
     replacement = _after_norm(norm)
     if replacement is None or any(id(p) in shared for p in (conv.weight, conv.bias, norm.weight, norm.bias)):
         return False
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    w, b, mean, var, gain, shift = (None if t is None else t.detach().double() for t in tensors)
+    weight, bias = fuse_conv_bn_weights(w, b, mean, var, norm.eps, gain, shift)  # type: ignore[arg-type]
+    conv.weight, conv.bias = (
+        nn.Parameter(t.to(conv.weight.dtype), requires_grad=False) for t in (weight, bias)
     )
-    conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
     parent, _, leaf = norm_name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, replacement)
+    setattr(module.get_submodule(parent), leaf, replacement.train(norm.training))
     return True
 
 
