@@ -202,7 +202,7 @@ def imagenet_labels(subset: str = "imagenet-1k") -> tuple[str, ...]:
 def _timm() -> ModuleType:
     if "timm" in sys.modules:
         return sys.modules["timm"]
-    torchvision()  # timm imports it: give it one that imports
+    declare_missing_operators()  # timm imports torchvision: give it one that imports
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -134,11 +134,15 @@ class Look:
                 "count": len(self.kernels),
                 "note": f"weights {tuple(self.kernels.shape[1:])}, each scaled to its own largest value, grey is zero",
             }
+        drawn: dict[tuple[str, int], str | None] = {}
         for index, (layer, maps) in enumerate(zip(content["layers"], self.layers.values(), strict=True)):
             for row, unit in zip(layer["maps"], maps, strict=True):
                 row["file"] = keep(f"map-{index}-{unit.channel}.webp", heat(unit.map, self.image.shape[-2:]))
                 picture = f"picture-{index}-{unit.channel}.webp"
                 row["picture"] = None if unit.picture is None else keep(picture, to_pil(unit.picture))
+                drawn[unit.layer, unit.channel] = row["picture"]
+        for row in content["units"]:
+            row["picture"] = drawn.get((row["layer"], row["channel"]))
         return content
 
     def __repr__(self) -> str:
@@ -219,14 +223,11 @@ def look(
         values, _ = capture(network.feed(x))
         usual = _usual(net, network, capture)
     found = {key: _maps(key, values[key][0].float().cpu(), usual.get(key), maps) for key in keys}
-    every = [
-        unit for key in keys for unit in _maps(key, values[key][0].float().cpu(), usual.get(key), _UNITS)
-    ]
-    units = sorted(every, key=lambda unit: -(unit.max if unit.standout is None else unit.standout))[:_UNITS]
     top, evidence, evidence_layer = _classify(net, network, graph, x)
     kernels, kernels_layer = _kernels(net, graph)
     if pictures_of:
         found = _with_pictures(net, graph, found, steps, seed, device, progress)
+    units = _foremost(found)
     return Look(
         name, shown, top, evidence, evidence_layer, kernels, kernels_layer, found, tuple(units), attribution
     )
@@ -314,6 +315,13 @@ def _maps(key: str, value: Tensor, usual: tuple[Tensor, Tensor] | None, count: i
             )
         )
     return tuple(found)
+
+
+def _foremost(found: Mapping[str, tuple[FeatureMap, ...]]) -> list[FeatureMap]:
+    """The units that stand out most, each layer's best few only: deep layers are sparse and would take all places."""
+    share = -(-_UNITS // max(len(found), 1))
+    best = [unit for maps in found.values() for unit in maps[:share]]
+    return sorted(best, key=lambda unit: -(unit.max if unit.standout is None else unit.standout))[:_UNITS]
 
 
 def _with_pictures(
