@@ -30,7 +30,7 @@ ACTIVATIONS: dict[Any, _Interval] = {
     Tensor.relu: _RELU,
     Tensor.relu_: _RELU,
     functional.relu6: (0.0, 6.0),
-    functional.hardswish: (-3.0, _INFINITY),
+    functional.hardswish: (-1.5, _INFINITY),  # below, what little gradient there is leads down to nothing
     functional.hardsigmoid: (-3.0, 3.0),
     **dict.fromkeys((functional.leaky_relu, functional.elu, functional.selu, functional.celu)),
     **dict.fromkeys((functional.gelu, functional.silu, functional.mish, functional.softplus)),

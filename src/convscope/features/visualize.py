@@ -35,7 +35,7 @@ from convscope.features.session import (
 )
 from convscope.features.transform import Robust
 from convscope.features.unit import Visualization
-from convscope.graph import Graph, resolve
+from convscope.graph import Graph, record, resolve
 from convscope.models import InputLike, Net, as_net, require_trained
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def visualize(
     """
     net = as_net(net, input)
     require_trained(net, random)
+    graph = record(net) if graph is None else graph
     wanted, keys = plan(net, layer, channels, objective, regularize, seeds, start, graph)
     settings = Settings(
         parametrization=parametrization or Fourier(),
@@ -233,8 +234,6 @@ def _exact(net: Net, layer: str) -> str:
 
 
 def _channels(net: Net, key: str, channels: int | Sequence[int] | None, graph: Graph | None) -> list[int]:
-    from convscope.graph import record
-
     count = units_of(key, record(net) if graph is None else graph)
     if channels is None:
         return list(range(min(8, count)))
