@@ -23,6 +23,7 @@ from convscope.graph import Graph, Layout, layout
 _Interval = tuple[float, float] | None
 _INFINITY = float("inf")
 _RELU: _Interval = (0.0, _INFINITY)
+_HARDSWISH: _Interval = (-1.5, _INFINITY)  # below, what little gradient there is leads down to nothing
 ACTIVATIONS: dict[Any, _Interval] = {
     functional.relu: _RELU,
     torch.relu: _RELU,
@@ -30,7 +31,7 @@ ACTIVATIONS: dict[Any, _Interval] = {
     Tensor.relu: _RELU,
     Tensor.relu_: _RELU,
     functional.relu6: (0.0, 6.0),
-    functional.hardswish: (-1.5, _INFINITY),  # below, what little gradient there is leads down to nothing
+    functional.hardswish: _HARDSWISH,
     functional.hardsigmoid: (-3.0, 3.0),
     **dict.fromkeys((functional.leaky_relu, functional.elu, functional.selu, functional.celu)),
     **dict.fromkeys((functional.gelu, functional.silu, functional.mish, functional.softplus)),
@@ -86,6 +87,8 @@ class _Bypass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, interval: tuple[float, float], rescue: Tensor, used: Tensor) -> Tensor:
         low, high = interval
+        # Where the rest of the positions is pushed the wrong way, one open position is not enough.
+        ctx.share = 0.25 if interval == _HARDSWISH else 0.0
         ctx.save_for_backward((x > low) & (x < high), x < high, rescue)
         ctx.used = used  # written to in backward, by every activation in turn
         return x.new_zeros(()).expand_as(x)
@@ -94,9 +97,9 @@ class _Bypass(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         passes, below, rescue = ctx.saved_tensors
-        alive = (
-            ((gradient != 0) & passes).reshape(len(gradient), -1).any(1)
-        )  # a gate may be one number a sample
+        wants = (gradient != 0).reshape(len(gradient), -1)  # a gate may be one number a sample
+        through = (wants & passes.reshape(wants.shape)).sum(1)
+        alive = through > ctx.share * wants.sum(1)
         redirect = rescue & ~alive  # [batch]
         ctx.used |= redirect
         keep = redirect.view(-1, *[1] * (gradient.ndim - 1)) & below

@@ -171,17 +171,15 @@ def _is_spatial(graph: Graph, call: Call) -> bool:
 def _automatic(graph: Graph) -> dict[str, Role]:
     named: dict[str, Role] = {}
     blocks = trunk(graph)
-    runs: list[Call] = []  # the last block of each run of one resolution and width
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        here = layout(graph, block.address)
-        there = None if following is None else layout(graph, following.address)
-        if there is None or (here.grid, here.channels) != (there.grid, there.channels):
-            runs.append(block)
+    runs = [_last(run) for run in _runs(graph, blocks)]
     if len(runs) > _STAGES:
         runs = _evenly(runs, _STAGES)
     if len(runs) < _STAGES:  # a transformer has one run: take blocks in between as well
         plain = {call.order for call in convolutions(graph)}
         rest = [block for block in blocks if block not in runs and block.order not in plain]
+        rest = [
+            block for block in rest if not block.is_leaf
+        ] or rest  # a norm between blocks shows little new
         runs += _evenly(rest, min(len(rest), _STAGES - len(runs)))
     for call in runs:
         named[call.address] = "stage"
@@ -195,6 +193,24 @@ def _automatic(graph: Graph) -> dict[str, Role]:
     if last is not None:
         named[last] = "logits"
     return named
+
+
+def _runs(graph: Graph, blocks: list[Call]) -> list[list[Call]]:
+    """The blocks, cut where the resolution or the width changes."""
+    runs: list[list[Call]] = []
+    shape: tuple[tuple[int, ...], int] | None = None
+    for block in blocks:
+        found = layout(graph, block.address)
+        if (found.grid, found.channels) != shape:
+            runs.append([])
+        shape = (found.grid, found.channels)
+        runs[-1].append(block)
+    return runs
+
+
+def _last(run: list[Call]) -> Call:
+    """The last block of a run; of blocks and single layers (a norm before the next stage) the last block."""
+    return ([block for block in run if not block.is_leaf] or run)[-1]
 
 
 def _evenly(calls: list[Call], count: int) -> list[Call]:
