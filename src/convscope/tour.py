@@ -78,6 +78,14 @@ def report(
 
     Raises:
         StoreMismatch, UntrainedWeights, RequestError: see `atlas`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     made = report(net, folder, input=torch.zeros(1, 3, 32, 32), channels=2, steps=4, photo=None)
+        >>> made.page.name, made.atlas.failed
+        ('index.html', 0)
     """
     net = as_net(net, input)
     folder = Path(out)
@@ -121,6 +129,13 @@ def look(
 
     Raises:
         BadInput, UnknownName, UnknownLayer: see `convscope.features.look.look`.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU())
+        >>> seen = look(net, "coffee", input=torch.zeros(1, 3, 64, 64), pictures_of=False)
+        >>> seen.kernels.shape
+        torch.Size([4, 3, 5, 5])
     """
     seen = look_at(net, image, input=input, progress=progress, **settings)
     if out is not None:

@@ -199,7 +199,15 @@ def atlas(
     graph = record(net)
     chosen, skipped = choose(graph, layers, channels)
     images = data if isinstance(data, Images) else None if _blind(net, data) else pictures.images(data)
-    session = Session(net, [item.layer for item in chosen], settings, device=device, dtype=dtype, graph=graph)
+    session = Session(
+        net,
+        [item.layer for item in chosen],
+        settings,
+        device=device,
+        dtype=dtype,
+        graph=graph,
+        keeps_unfinished=False,  # a batch is stored whole or not at all
+    )
     request = {
         "size": list(size) if isinstance(size, tuple) else size,
         "seeds": seeds,
@@ -424,23 +432,42 @@ class _Run:
         }
 
     def _command(self, chunk: _Chunk, channel: int) -> str | None:
-        """The line that remakes the picture, where the model can be named on a command line."""
-        source = self.net.source
-        if source == "module":
+        """The line that remakes the picture, where the model and the settings can be said on a command line."""
+        source, weights = self._origin()
+        if source == "module" or self._unusual():
             return None
-        name = self.chosen[chunk.layer].layer
-        words = ["convscope", "visualize", source, name, "--channels", str(channel)]
+        words = ["convscope", "visualize", source, self.chosen[chunk.layer].layer, "--channels", str(channel)]
         words += ["--size", f"{chunk.size[0]}x{chunk.size[1]}", "--steps", str(self.settings.recipe.steps)]
         words += ["--seed", str(self.settings.seed), "--seeds", str(self.request["seeds"])]
+        if source != "embedded":
+            words += ["--input", "x".join(str(n) for n in self.net.input.shape)]
+        words += ["--weights", weights] if weights else []
+        words += ["--random"] if self.net.trained is False else []
         return shlex.join(words)
 
     def _python(self, chunk: _Chunk, channel: int) -> str:
-        source = self.net.source
-        loaded = "net" if source == "module" else f"convscope.load({source!r})"
-        name = self.chosen[chunk.layer].layer
-        arguments = f"{name!r}, {channel}, size={chunk.size}, steps={self.settings.recipe.steps}"
-        more = f"seeds={self.request['seeds']}, seed={self.settings.seed}"
-        return f"import convscope\n\nconvscope.visualize({loaded}, {arguments}, {more})"
+        source, weights = self._origin()
+        given = "" if weights is None else f", weights={weights!r}"
+        loaded = "net" if source == "module" else f"convscope.load({source!r}{given})"
+        arguments = [loaded, repr(self.chosen[chunk.layer].layer), str(channel), f"size={chunk.size}"]
+        arguments += [f"steps={self.settings.recipe.steps}", f"seeds={self.request['seeds']}"]
+        arguments += [f"seed={self.settings.seed}", *self._unusual()]
+        arguments += ["random=True"] if self.net.trained is False else []
+        return f"import convscope\n\nconvscope.visualize({', '.join(arguments)})"
+
+    def _origin(self) -> tuple[str, str | None]:
+        """What to load, and the name of the weights file given with it."""
+        source, _, weights = self.net.source.partition(" with weights ")
+        return source, weights or None
+
+    def _unusual(self) -> list[str]:
+        """Arguments for the settings that are not the default ones."""
+        usual = Settings.default(self.settings.recipe.steps, self.settings.seed)
+        pairs = {"parametrization": "parametrization", "transforms": "robust", "recipe": "recipe"}
+        changed = {name: getattr(self.settings, own) for name, own in pairs.items()}
+        return [
+            f"{name}={value!r}" for name, value in changed.items() if value != getattr(usual, pairs[name])
+        ]
 
     # -- natural images ------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from convscope.errors import RequestError
 from convscope.features.capture import Capture, split_key
+from convscope.features.quicker import quicken
 from convscope.graph import Graph, Op
 from convscope.models import InputSpec, Net
 
@@ -85,10 +86,7 @@ def prepare(
     if chosen is torch.float64:
         module = module.double()  # before folding, which rounds to the type it finds
     folded = fold(module, graph, protected=addresses)
-    for part in module.modules():
-        # In-place clipping must copy its input for the backward pass; out of place it need not.
-        if isinstance(part, nn.Hardtanh):
-            part.inplace = False
+    quicken(module)
     module = module.to(device=place, dtype=chosen)
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(module, graph, net.input, chosen, place, folded)

@@ -102,6 +102,7 @@ class Session:
         settings: of all pictures.
         device, dtype: see `prepare`.
         graph: of the network, if already recorded.
+        keeps_unfinished: whether Ctrl-C scores and hands over a batch as far as it got, rather than leaving at once.
     """
 
     def __init__(
@@ -113,8 +114,10 @@ class Session:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
         graph: Graph | None = None,
+        keeps_unfinished: bool = True,
     ) -> None:
         self.net = net
+        self.keeps_unfinished = keeps_unfinished
         self.graph = record(net) if graph is None else graph
         self.settings = settings
         for key in keys:
@@ -250,6 +253,8 @@ class Session:
             try:
                 ended = climb(task, start, self.settings.recipe, on_segment)
             except Interrupted as stop:
+                if not self.keeps_unfinished:
+                    raise DrawInterrupted([]) from None
                 ended, interrupted = stop.climb, True
             drawn = self._score(wanted, task, ended, interrupted)
             if not interrupted:

@@ -296,7 +296,7 @@ class Meter:
 
     def __init__(self, total: int, progress: Progress | None, done: int = 0) -> None:
         self.total, self.progress, self.done = total, progress, done
-        self.already, self.began = done, time.perf_counter()
+        self.already, self.began, self.shown = done, time.perf_counter(), float(done)
 
     def inside(self, share: float, layer: str) -> None:
         """So many units' worth of the running batch is done."""
@@ -310,6 +310,7 @@ class Meter:
     def _tell(self, done: float, layer: str) -> None:
         if self.progress is None:
             return
+        done = self.shown = max(done, self.shown)  # a batch begun again does not take back what was told
         rate = (done - self.already) / max(time.perf_counter() - self.began, 1e-9)
         left = (self.total - done) / rate if rate > 0 else None
         event = {"done": int(done), "total": self.total, "rate": rate, "seconds_left": left, "layer": layer}
