@@ -141,6 +141,20 @@ def test_reparametrized_weights_are_left() -> None:
     assert folded(module) == 0
 
 
+def test_a_norm_with_two_names_is_folded_under_both() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.first = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.second = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.second(self.conv(x))
+            return out
+
+    assert folded(Named()) == 1
+
+
 def test_transposed_convolutions_are_left() -> None:
     assert folded(nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4))) == 0
 

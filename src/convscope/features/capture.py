@@ -194,9 +194,9 @@ class Capture:
         self._waiting: list[_Key] = []  # for :post
         self._watches = any(key.stage for key in self.keys)
         names = dict.fromkeys(key.module for key in self.keys)
+        parts = dict(module.named_modules())  # get_submodule knows no name with a dot in it
         self._handles = [
-            module.get_submodule(name).register_forward_hook(self._hook(name), always_call=False)
-            for name in names
+            parts[name].register_forward_hook(self._hook(name), always_call=False) for name in names
         ]
 
     def __enter__(self) -> Capture:

@@ -223,7 +223,8 @@ def _shared(module: nn.Module) -> set[int]:
 
 
 def _merge(module: nn.Module, conv_name: str, norm_name: str, shared: set[int]) -> bool:
-    conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
+    parts = dict(module.named_modules())  # get_submodule knows no name with a dot in it
+    conv, norm = parts[conv_name], parts[norm_name]
     if not isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d) or _has_hooks(conv) or _has_hooks(norm):
         return False
     if getattr(conv, "parametrizations", None) or conv.transposed:
@@ -243,8 +244,11 @@ def _merge(module: nn.Module, conv_name: str, norm_name: str, shared: set[int]) 
     conv.weight, conv.bias = (
         nn.Parameter(t.to(conv.weight.dtype), requires_grad=False) for t in (weight, bias)
     )
-    parent, _, leaf = norm_name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, replacement.train(norm.training))
+    replacement.train(norm.training)
+    for part in list(module.modules()):  # under every name it has: the network may call it by any of them
+        for name, child in part._modules.items():
+            if child is norm:
+                part._modules[name] = replacement
     return True
 
 
