@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from convscope.errors import RequestError
+from convscope.errors import ModelError, RequestError
 from convscope.features.capture import Capture, split_key
 from convscope.features.quicker import quicken
 from convscope.graph import Graph, Op
@@ -80,6 +80,11 @@ def prepare(
             convolutions are dense enough for it to pay, else float32.
     """
     addresses = {graph.call(split_key(key)[0]).name for key in keys}
+    empty = next((name for name, tensor in net.module.state_dict().items() if tensor.is_meta), None)
+    if empty is not None:
+        raise ModelError(
+            f"tensor {empty!r} of the network is on the meta device, without values; load its weights first"
+        )
     module = net.copy()
     place = torch.device(device) if device is not None else _device(module)
     chosen = _dtype(dtype, net, graph, place)
