@@ -208,9 +208,12 @@ import sys
 sys.path[:0] = [{tests!r}]
 import torch
 torch.set_num_threads(1)
-from tiny import train
+from tiny import LABELS, SPEC, TinyNet
 from convscope.features.atlas import atlas
-net, _ = train()
+from convscope.models import Net
+module = TinyNet().eval()
+module.load_state_dict(torch.load({weights!r}))
+net = Net(module, SPEC, labels=LABELS, name="tiny", trained=True, normalization_known=True)
 print("ready", flush=True)
 atlas(net, {out!r}, ["relu1", "conv3", "fc"], 3, steps=6, size=32, batch=2,
       progress=lambda event: print(event["done"], flush=True))
@@ -218,9 +221,9 @@ print("done", flush=True)
 """
 
 
-def killed(out: Path, moment: float) -> bool:
+def killed(out: Path, weights: Path, moment: float) -> bool:
     """Starts the run in another process and kills it a moment after it began; whether it was still running."""
-    code = CHILD.format(tests=str(Path(__file__).parents[1]), out=str(out))
+    code = CHILD.format(tests=str(Path(__file__).parents[1]), out=str(out), weights=str(weights))
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
@@ -241,7 +244,9 @@ def test_killed_at_random_moments_it_ends_the_same(
 ) -> None:
     out = tmp_path / "killed"
     moments = python_random.Random(0)
-    stopped = [killed(out, moments.uniform(0.0, 1.2)) for _ in range(3)]
+    weights = tmp_path / "weights.pt"
+    torch.save(tiny.module.state_dict(), weights)
+    stopped = [killed(out, weights, moments.uniform(0.0, 1.2)) for _ in range(3)]
     assert any(stopped)
     same_request(tiny, out)
     equal(out, whole[0])

@@ -226,6 +226,11 @@ ERRORS: list[tuple[Any, str]] = [
         lambda: Maco(torch.rand(2, 8, 5)).bind(3, (8, 8), CPU),
         r"magnitude of shape \(2, 8, 5\) must be \[3, height",
     ),
+    (lambda: Pixel(sd=0), "sd=0 must be a positive number"),
+    (lambda: Fourier(sd=-1), "sd=-1 must be"),
+    (lambda: Fourier(contrast=0.0), "contrast=0.0 must be"),
+    (lambda: Fourier(decay=math.nan), "decay=nan must be a finite number"),
+    (lambda: Maco(contrast=math.inf), "contrast=inf must be"),
     (lambda: Maco().bind(3, (8, 8), CPU).smooth(torch.zeros(1), 1.0), "blur cannot be combined with Maco"),
 ]
 

@@ -162,6 +162,8 @@ def test_gradients_reach_the_picture() -> None:
         ({"noise": -0.1}, "noise"),
         ({"noise": math.nan}, "noise"),
         ({"border": "wrap"}, "border='wrap' must be 'reflect' or a number"),
+        ({"scale": (0.9, 1.0, 1.1)}, "two positive numbers"),
+        ({"border": 7.0}, r"border=7.0 must be 'reflect' or a number in \[0, 1\]"),
         ({"views": 0}, "views=0 must be 1 or more"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -557,10 +558,23 @@ def test_the_network_is_left_as_it_was(make_net: Callable[..., Net], ending: str
         assert torch.equal(value, before[name])
 
 
-def test_a_network_in_inference_or_no_grad_mode(tiny: Net) -> None:
-    with torch.no_grad():
-        found = visualize(tiny, "relu2", [0], **SMALL)
-    assert same(found, visualize(tiny, "relu2", [0], **SMALL))
+def test_what_is_switched_on_around_changes_nothing(tiny: Net) -> None:
+    wanted = visualize(tiny, "relu2", [0], **SMALL)
+    for around in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with around:
+            assert same(visualize(tiny, "relu2", [0], **SMALL), wanted)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert same(visualize(tiny, "relu2", [0], **SMALL), wanted)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_channels_may_be_integers_of_any_library(tiny: Net) -> None:
+    for asked in (range(2), np.arange(2), torch.arange(2), (np.int64(0), 1)):
+        assert [unit.channel for unit in visualize(tiny, "relu2", asked, steps=1).units] == [0, 1]  # type: ignore[arg-type]
+    assert type(visualize(tiny, "relu2", np.int64(3), steps=1).units[0].channel) is int  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- errors
@@ -585,6 +599,15 @@ ERRORS: dict[str, tuple[dict[str, Any], type[ConvscopeError], str]] = {
     "seeds": ({"layer": "fc", "seeds": 0}, RequestError, "seeds=0 must be a positive integer"),
     "size": ({"layer": "fc", "size": "big"}, BadInput, "size='big' must be 'auto'"),
     "batch": ({"layer": "fc", "batch": 0}, BadInput, "batch=0 must be"),
+    "device": ({"layer": "fc", "device": "gpu"}, RequestError, "device='gpu' cannot be used here"),
+    "seed": ({"layer": "fc", "seed": "a"}, RequestError, "seed='a' must be an integer"),
+    "parametrization": (
+        {"layer": "fc", "parametrization": Fourier},
+        RequestError,
+        r"must be Fourier\(\), Pixel\(\)",
+    ),
+    "transforms": ({"layer": "fc", "transforms": 3}, RequestError, r"transforms=3 must be a Robust\(\)"),
+    "recipe": ({"layer": "fc", "recipe": 3}, RequestError, r"recipe=3 must be a Recipe\(\)"),
     "dtype": ({"layer": "fc", "dtype": "int8"}, RequestError, "dtype='int8' must be one of"),
     "start": (
         {"layer": "fc", "start": torch.zeros(1, 8, 8)},

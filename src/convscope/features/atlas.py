@@ -28,6 +28,7 @@ from convscope.errors import ConvscopeError, ModelError, OutOfMemory, RequestErr
 from convscope.features import natural
 from convscope.features.capture import split_key
 from convscope.features.choose import Chosen, choose
+from convscope.features.ground import own_ground
 from convscope.features.objectives import Channel, Logit, Objective
 from convscope.features.optimize import Recipe
 from convscope.features.parametrization import Fourier, Parametrization
@@ -125,6 +126,7 @@ class Atlas:
         return notebook.html(self)
 
 
+@own_ground()
 def atlas(
     net: Net | nn.Module,
     out: str | os.PathLike[str],

@@ -21,6 +21,7 @@ from convscope.data.images import to_tensor
 from convscope.errors import BadInput, RequestError, UnknownName, nearest
 from convscope.features.capture import Capture
 from convscope.features.choose import choose, convolutions, logits
+from convscope.features.ground import own_ground
 from convscope.features.network import Network, prepare
 from convscope.features.objectives import Channel
 from convscope.features.picture import to_pil
@@ -170,6 +171,7 @@ class Look:
         return notebook.html(self)
 
 
+@own_ground()
 def look(
     net: Net | nn.Module,
     image: str | os.PathLike[str] | Image.Image | Tensor,

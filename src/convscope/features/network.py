@@ -86,7 +86,7 @@ def prepare(
             f"tensor {empty!r} of the network is on the meta device, without values; load its weights first"
         )
     module = net.copy()
-    place = torch.device(device) if device is not None else _device(module)
+    place = _usable(device) if device is not None else _device(module)
     chosen = _dtype(dtype, net, graph, place)
     if chosen is torch.float64:
         module = module.double()  # before folding, which rounds to the type it finds
@@ -95,6 +95,22 @@ def prepare(
     module = module.to(device=place, dtype=chosen)
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(module, graph, net.input, chosen, place, folded)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # what torch raises differs by device
+        reason = str(error).partition("\n")[0]
+        raise RequestError(
+            f"device={str(device)!r} cannot be used here ({reason}); give 'cpu' or one torch sees"
+        ) from None
+    return place
 
 
 def _device(module: nn.Module) -> torch.device:

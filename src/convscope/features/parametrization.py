@@ -95,6 +95,12 @@ class Parametrization(Protocol):
         """Fixes the channel count, the canvas (height, width) and the device."""
 
 
+def _check(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise RequestError(f"{name}={value} must be a positive number")
+
+
 @dataclass(frozen=True)
 class Pixel:
     """One free number a pixel and channel, through a sigmoid.
@@ -106,6 +112,9 @@ class Pixel:
 
     sd: float = 0.2
     color: str | Tensor = "none"
+
+    def __post_init__(self) -> None:
+        _check(sd=self.sd)
 
     def bind(self, channels: int, size: tuple[int, int], device: torch.device) -> Bound:
         return _Spatial(self.sd, color_root(channels, self.color).to(device), size)
@@ -128,6 +137,11 @@ class Fourier:
     color: str | Tensor = "auto"
     contrast: float | None = None
 
+    def __post_init__(self) -> None:
+        _check(sd=self.sd, contrast=1.0 if self.contrast is None else self.contrast)
+        if not math.isfinite(self.decay):
+            raise RequestError(f"decay={self.decay} must be a finite number")
+
     def bind(self, channels: int, size: tuple[int, int], device: torch.device) -> Bound:
         return _Spectrum(self, color_root(channels, self.color).to(device), size)
 
@@ -148,6 +162,9 @@ class Maco:
     magnitude: Tensor | None = None
     color: str | Tensor = "auto"
     contrast: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(contrast=self.contrast)
 
     def bind(self, channels: int, size: tuple[int, int], device: torch.device) -> Bound:
         return _Phase(self, color_root(channels, self.color).to(device), size)

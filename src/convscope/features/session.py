@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +44,18 @@ class Settings:
     robust: Robust
     recipe: Recipe
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.parametrization, "bind", None)) or inspect.isclass(self.parametrization):
+            raise RequestError(
+                f"parametrization={self.parametrization!r} must be Fourier(), Pixel() or Maco()"
+            )
+        if not isinstance(self.robust, Robust):
+            raise RequestError(f"transforms={self.robust!r} must be a Robust()")
+        if not isinstance(self.recipe, Recipe):
+            raise RequestError(f"recipe={self.recipe!r} must be a Recipe()")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise RequestError(f"seed={self.seed!r} must be an integer")
 
     @classmethod
     def default(cls, steps: int = 128, seed: int = 0) -> Settings:

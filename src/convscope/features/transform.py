@@ -45,14 +45,13 @@ class Robust:
     views: int = 1
 
     def __post_init__(self) -> None:
-        low, high = self.scale
-        if not (0 < low <= high < math.inf):
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise RequestError(f"scale={self.scale} must be two positive numbers, the smaller first")
         if not (
             0 <= self.jitter < math.inf and 0 <= self.rotate <= 180 and self.pad >= 0 and self.noise >= 0
         ):
             raise RequestError("jitter, pad and noise must be 0 or more, rotate 0 to 180 degrees")
-        if isinstance(self.border, str) and self.border != "reflect":
+        if self.border != "reflect" and (isinstance(self.border, str) or not 0 <= self.border <= 1):
             raise RequestError(f"border={self.border!r} must be 'reflect' or a number in [0, 1]")
         if self.views < 1:
             raise RequestError(f"views={self.views} must be 1 or more")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from convscope.errors import RequestError
 from convscope.features import natural, objectives
 from convscope.features.capture import split_key
+from convscope.features.ground import own_ground
 from convscope.features.objectives import Objective
 from convscope.features.optimize import Recipe
 from convscope.features.parametrization import Fourier, Parametrization
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 Progress = Callable[[dict[str, Any]], None]
 
 
+@own_ground()
 def visualize(
     net: Net | nn.Module,
     layer: str | None = None,
@@ -237,12 +240,17 @@ def _channels(net: Net, key: str, channels: int | Sequence[int] | None, graph: G
     count = units_of(key, record(net) if graph is None else graph)
     if channels is None:
         return list(range(min(8, count)))
-    wanted = [channels] if isinstance(channels, int) else list(channels)
-    if not wanted:
+    asked = list(channels) if isinstance(channels, Iterable) else [channels]
+    if not asked:
         raise RequestError("channels is empty; give at least one, or None for the first 8")
-    for channel in wanted:
-        if isinstance(channel, bool) or not isinstance(channel, int) or not 0 <= channel < count:
+    wanted = []
+    for channel in asked:  # integers of numpy and torch are welcome
+        number = (
+            operator.index(channel) if hasattr(channel, "__index__") and not isinstance(channel, bool) else -1
+        )
+        if not 0 <= number < count:
             raise RequestError(f"channel={channel!r} does not exist in layer {key!r}; give 0 to {count - 1}")
+        wanted.append(number)
     return list(dict.fromkeys(wanted))
 
 
