@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from convscope._torchvision import torchvision
 from convscope.errors import RequestError, UnknownLayer
 from convscope.features.choose import choose, convolutions, logits, trunk
+from convscope.features.look import look
+from convscope.features.visualize import visualize
 from convscope.graph import Graph, layout, record
 from convscope.models import InputSpec, Net
 
@@ -129,6 +131,30 @@ def test_layers_without_channels_are_listed(make_net: Callable[..., Net]) -> Non
         else "",
         "none": "it returns no tensor",
     }
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1), lambda x: x.softmax(1), lambda x: x])
+def test_logits_are_before_a_softmax(make_net: Callable[..., Net], end: Callable[[Tensor], Tensor]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+            self.end = end
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(self.fc(self.conv(x).mean((2, 3))))
+
+    net = make_net(Model(), (3, 8, 8), labels=("cat", "dog"))
+    assert logits(record(net)) == "fc"
+    found = look(net, torch.rand(3, 8, 8), pictures_of=False)
+    with torch.no_grad():
+        scores = net.module.get_submodule("fc")(
+            net.module.get_submodule("conv")(found.image[None]).mean((2, 3))
+        )[0]
+    assert [p for _, _, p in found.top] == pytest.approx(
+        sorted(scores.softmax(0).tolist(), reverse=True), abs=1e-5
+    )
+    assert [unit.label for unit in visualize(net, "fc", [0, 1], steps=1).units] == ["cat", "dog"]
 
 
 def test_a_network_without_convolutions(make_net: Callable[..., Net]) -> None:

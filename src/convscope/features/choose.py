@@ -14,6 +14,7 @@ Role = Literal["stage", "convolution", "logits", "chosen"]
 _STAGES, _CONVOLUTIONS = 9, 4  # at most, in the default atlas
 _CHANNELS, _LOGITS = 8, 16  # units a layer
 _CONVOLUTION = "aten.convolution"
+_SOFTMAX = {"aten._softmax", "aten._log_softmax", "aten.softmax", "aten.log_softmax"}
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,19 @@ def _spread(count: int, asked: str | int | Sequence[int] | None, role: Role) -> 
 
 
 def logits(graph: Graph) -> str | None:
-    """The layer that makes the network's output, where that is a vector of scores."""
-    root = graph.calls[-1] if graph.calls else None
+    """The layer that makes the network's output, before a softmax, where that is a vector of scores."""
+    wanted = scores(graph)[-1]
     for call in graph.calls:
-        if root is not None and call.name and call.outputs and set(call.outputs) & set(root.outputs):
+        if call.name and set(call.outputs) & wanted:
             return call.address if layout(graph, call.address).kind == "vector" else None
     return None
+
+
+def scores(graph: Graph) -> list[set[int]]:
+    """Value numbers of the network's output and, where a softmax makes it, of what goes into that."""
+    outputs = set(graph.calls[-1].outputs) if graph.calls else set()
+    before = {op.inputs[0] for op in graph.ops if op.name in _SOFTMAX and set(op.outputs) & outputs}
+    return [outputs, before] if before else [outputs]
 
 
 def convolutions(graph: Graph) -> list[Call]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from convscope.errors import RequestError
 from convscope.features import natural, objectives
 from convscope.features.capture import split_key
+from convscope.features.choose import scores
 from convscope.features.ground import own_ground
 from convscope.features.objectives import Objective
 from convscope.features.optimize import Recipe
@@ -258,9 +259,8 @@ def _label(net: Net, key: str, channel: int, graph: Graph | None) -> str | None:
     """The class name, where the layer is the network's output."""
     if net.labels is None or graph is None or not 0 <= channel < len(net.labels):
         return None
-    outputs = graph.calls[-1].outputs if graph.calls else ()
     call = graph.call(split_key(key)[0])
-    return net.labels[channel] if set(call.outputs) & set(outputs) else None
+    return net.labels[channel] if set(call.outputs) & set().union(*scores(graph)) else None
 
 
 def _grouped(wanted: list[Wanted], most: int, seeds: int) -> list[list[Wanted]]:
