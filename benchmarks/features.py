@@ -65,6 +65,7 @@ import machine  # noqa: E402
 import peer  # noqa: E402
 from convscope import load  # noqa: E402
 from convscope._torchvision import torchvision  # noqa: E402
+from convscope.data import photographs  # noqa: E402
 from convscope.features import transform  # noqa: E402
 from convscope.features.network import density  # noqa: E402
 from convscope.features.objectives import Channel  # noqa: E402
@@ -123,12 +124,21 @@ def cases(options: argparse.Namespace) -> list[Case]:
     for name, net, layer in chosen:
         if parts and not any(part in name for part in parts):
             continue
-        graph = record(net)
-        total = graph.outputs(layer)[0][1]
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-        channels = tuple(sorted(order[: options.channels].tolist()))
+        alive = living(net, layer)
+        order = torch.randperm(len(alive), generator=torch.Generator().manual_seed(0))
+        channels = tuple(sorted(alive[k] for k in order[: options.channels].tolist()))
         made.append(Case(name, net, layer, channels, _depth(net, layer)))
     return made
+
+
+def living(net: Net, layer: str) -> list[int]:
+    """Channels that some sample photograph excites: of a dead one there is no picture to compare."""
+    pictures = torch.stack(
+        [functional.interpolate(photo.image()[None], net.input.size)[0] for photo in photographs()]
+    )
+    with torch.no_grad():
+        value = truncated(net.module, layer, net.input.normalize(pictures))
+    return torch.nonzero(value.amax((0, 2, 3)) > 0)[:, 0].tolist()
 
 
 def _depth(net: Net, layer: str) -> float:
