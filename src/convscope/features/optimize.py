@@ -90,6 +90,7 @@ class Climb:
         converged: whether the unit had stopped growing.
         finite: False from the moment its objective or picture was not a number.
         blocked: whether no gradient reached the picture at the last look.
+        dead: whether it was given up, since nothing excites the unit.
         steps: steps run.
     """
 
@@ -98,6 +99,7 @@ class Climb:
     converged: list[bool]
     finite: list[bool]
     blocked: list[bool]
+    dead: list[bool]
     steps: int
 
 
@@ -138,9 +140,16 @@ class Task:
 
 
 def climb(
-    task: Task, start: Tensor, recipe: Recipe, on_segment: Callable[[int], None] | None = None
+    task: Task,
+    start: Tensor,
+    recipe: Recipe,
+    on_segment: Callable[[int], None] | None = None,
+    are_dead: Callable[[list[int]], list[bool]] | None = None,
 ) -> Climb:
     """Runs the loop from the given parameters [unit, ...]; `on_segment(steps done)` may raise to stop it.
+
+    Units that the rescue has not woken by the end of the warm-up are shown to `are_dead`; the dead ones are rescued no
+    longer, which would cost every later step, and a batch of nothing else ends.
 
     An exception from `on_segment` (a KeyboardInterrupt, say) ends the loop where it is, with what there is.
     """
@@ -170,6 +179,9 @@ def climb(
                     parameters.copy_(task.bound.smooth(parameters, recipe.blur))
             if step == 1 or step % recipe.segment == 0 or step == state.end:
                 state.look(step, used)
+                if are_dead is not None and any(state.blocked) and step > recipe.warmup * recipe.steps:
+                    state.bury(are_dead, step)
+                    are_dead = None
                 if on_segment is not None:
                     on_segment(step)
     except KeyboardInterrupt:
@@ -206,7 +218,21 @@ class _Progress:
         self.finite = [True] * count
         self.converged = [False] * count
         self.good = parameters.detach().clone()
+        self.dead = [False] * count
         self.interrupted = False
+
+    def bury(self, are_dead: Callable[[list[int]], list[bool]], step: int) -> None:
+        """Gives up the blocked units that nothing excites."""
+        rows = [row for row, blocked in enumerate(self.blocked) if blocked]
+        for row, dead in zip(rows, are_dead(rows), strict=True):
+            self.dead[row] = dead
+        self._mark_rescue()
+        if all(self.dead):
+            self.end = step
+
+    def _mark_rescue(self) -> None:
+        wanted = [blocked and not dead for blocked, dead in zip(self.blocked, self.dead, strict=True)]
+        self.rescue = torch.tensor(wanted, device=self.parameters.device) if any(wanted) else None
 
     def look(self, step: int, used: Tensor | None) -> None:
         if self.parameters.grad is None or not self.curve:
@@ -219,7 +245,7 @@ class _Progress:
         still_list, sane_list, rescued_list = torch.stack([still, sane, rescued]).tolist()  # the one wait
         self.finite = [a and b for a, b in zip(self.finite, sane_list, strict=True)]
         self.blocked = [s or r for s, r in zip(still_list, rescued_list, strict=True)]
-        self.rescue = torch.tensor(self.blocked, device=still.device) if any(self.blocked) else None
+        self._mark_rescue()
         keep = torch.tensor(self.finite, device=still.device).view(-1, *[1] * (self.parameters.ndim - 1))
         self.good = torch.where(keep, self.parameters.detach(), self.good)
         self._check_growth(step)
@@ -240,11 +266,14 @@ class _Progress:
         growth = (recent - before) / recent.abs().clamp_min(1e-12)
         settled = growth < recipe.tolerance
         self.converged = [bool(s) and not b for s, b in zip(settled.tolist(), self.blocked, strict=True)]
-        over = [done or not finite for done, finite in zip(self.converged, self.finite, strict=True)]
+        over = [
+            any(reasons)
+            for reasons in zip(self.converged, self.dead, [not f for f in self.finite], strict=True)
+        ]
         if all(over):
             self.cool_from = step
             self.end = min(self.end, step + max(1, round(recipe.cooldown * recipe.steps)))
 
     def result(self, step: int) -> Climb:
         curve = torch.stack(self.curve).float().cpu() if self.curve else torch.zeros(0, len(self.good))
-        return Climb(self.good, curve, self.converged, self.finite, self.blocked, step)
+        return Climb(self.good, curve, self.converged, self.finite, self.blocked, self.dead, step)

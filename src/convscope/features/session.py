@@ -264,7 +264,15 @@ class Session:
             start = self._start(wanted, size, bound, "noise")
             interrupted = False
             try:
-                ended = climb(task, start, self.settings.recipe, on_segment)
+                ended = climb(
+                    task,
+                    start,
+                    self.settings.recipe,
+                    on_segment,
+                    lambda rows: [
+                        not alive for _, alive in self._excite([wanted[row] for row in rows], size)
+                    ],
+                )
             except Interrupted as stop:
                 if not self.keeps_unfinished:
                     raise DrawInterrupted([]) from None
