@@ -89,20 +89,21 @@ class _Bypass(torch.autograd.Function):
         low, high = interval
         # Where the rest of the positions is pushed the wrong way, one open position is not enough.
         ctx.share = 0.25 if interval == _HARDSWISH else 0.0
-        ctx.save_for_backward((x > low) & (x < high), x < high, rescue)
+        ctx.save_for_backward((x > low) & (x < high), rescue)
         ctx.used = used  # written to in backward, by every activation in turn
         return x.new_zeros(()).expand_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        passes, below, rescue = ctx.saved_tensors
+        passes, rescue = ctx.saved_tensors
         wants = (gradient != 0).reshape(len(gradient), -1)  # a gate may be one number a sample
         through = (wants & passes.reshape(wants.shape)).sum(1)
         alive = through > ctx.share * wants.sum(1)
         redirect = rescue & ~alive  # [batch]
         ctx.used |= redirect
-        keep = redirect.view(-1, *[1] * (gradient.ndim - 1)) & below
+        # Of a unit at its ceiling too: a ReLU6 is at 6 long before its picture is more than a tint of grey.
+        keep = redirect.view(-1, *[1] * (gradient.ndim - 1))
         return (
             torch.where(keep, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)),
             None,

@@ -33,6 +33,7 @@ from convscope.models import Net
 
 HELD_OUT = 8  # transforms a score is averaged over
 _SMALLEST, _LARGEST = 48, 128  # automatic canvas, pixels
+_NOTHING = 1e-6  # of the layer's liveliest channel: weights that decayed to dust are as dead as zeros
 _MOST_ON_CPU, _MOST_ON_GPU = 8, 64  # units a batch
 
 
@@ -413,8 +414,9 @@ class Session:
 
     @staticmethod
     def _is_flat(item: Drawn) -> bool:
-        """Whether the picture excites the unit nowhere."""
-        return item.unit.peak <= 0 and item.unit.activation <= 0 and item.unit.robust <= 0
+        """Whether the picture excites the unit nowhere, beside what the layer's other channels do."""
+        nothing = _NOTHING * float(item.profile.abs().max()) if item.profile.isfinite().all() else 0.0
+        return max(item.unit.peak, item.unit.activation, item.unit.robust) <= nothing
 
     def _excite(self, wanted: Sequence[Wanted], size: tuple[int, int]) -> list[tuple[Tensor, bool]]:
         """For each unit the natural or random picture it likes best, and whether anything changes it at all."""
@@ -422,14 +424,19 @@ class Session:
         keys = list(dict.fromkeys(w.layer for w in wanted))
         highs: list[Tensor] = []
         lows: list[Tensor] = []
+        spreads = dict.fromkeys(keys, 0.0)  # of the layer's liveliest channel
         with torch.no_grad(), self.network.capture(keys) as capture:
             for picture in pictures.split(8):
                 layers, _ = capture(self.network.feed(picture.to(self.network.device)))
                 values = [layers[w.layer][:, w.channel].float().flatten(1) for w in wanted]
+                for key, value in layers.items():
+                    flat = value.float().movedim(1, 0).flatten(1)  # [channel, picture and position]
+                    spreads[key] = max(spreads[key], float((flat.amax(1) - flat.amin(1)).max()))
                 highs.append(torch.stack([v.amax(1) for v in values]).cpu())
                 lows.append(torch.stack([v.amin(1) for v in values]).cpu())
         high, low = torch.cat(highs, 1), torch.cat(lows, 1)  # [unit, picture]
-        alive = high.amax(1) > low.amin(1)
+        least = torch.tensor([_NOTHING * spreads[w.layer] for w in wanted])
+        alive = high.amax(1) - low.amin(1) > least
         return [(pictures[int(row.argmax())], bool(live)) for row, live in zip(high, alive, strict=True)]
 
     def _pictures(self, size: tuple[int, int]) -> Tensor:
