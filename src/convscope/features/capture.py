@@ -57,6 +57,18 @@ _CLAMP_MIN = {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_
 _BOUNDED = _HARDTANH | _THRESHOLD | _CLAMP | _CLAMP_MIN
 
 
+# Those whose gradient is that of the output, one between the bounds and zero at them.
+_CLIPS = {
+    functional.relu,
+    torch.relu,
+    torch.relu_,
+    Tensor.relu,
+    Tensor.relu_,
+    functional.relu6,
+    functional.hardtanh,
+}
+
+
 def open_interval(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, _Interval]:
     """Whether a call is of an activation function, and where its gradient passes."""
     if function in ACTIVATIONS:
@@ -112,6 +124,44 @@ class _Bypass(torch.autograd.Function):
         )
 
 
+class _Rectified(torch.autograd.Function):
+    """A clipping activation (slope one between its bounds) whose gradient is redirected in single rows.
+
+    The same as the activation with a `_Bypass`, at the price of the activation alone: what is not rescued takes torch's
+    own backward pass, and only the rescued rows are looked at.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        call: Callable[[Tensor], Tensor],
+        interval: tuple[float, float],
+        rows: list[int],
+        used: Tensor,
+    ) -> Tensor:
+        result = call(x)
+        if result is x:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(result)  # at a bound exactly where the input is at it or beyond
+        ctx.interval, ctx.rows, ctx.used = interval, rows, used
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (result,) = gradients, ctx.saved_tensors
+        low, high = ctx.interval
+        if high == _INFINITY:
+            passed = torch.ops.aten.threshold_backward(gradient, result, low)
+        else:
+            passed = torch.ops.aten.hardtanh_backward(gradient, result, low, high)
+        for row in ctx.rows:
+            if not bool(passed[row].any()):
+                passed[row] = gradient[row]
+                ctx.used[row] = True
+        return passed, None, None, None, None
+
+
 class _Watch(TorchFunctionMode):
     """Sees every activation function, module or functional, called while a network runs."""
 
@@ -120,6 +170,9 @@ class _Watch(TorchFunctionMode):
         self.on_activation = on_activation
         self.rescue = rescue
         self.used = torch.zeros_like(rescue) if rescue is not None else None
+        # Row by row only where reading a number does not wait for a device.
+        on_host = rescue is not None and rescue.device.type == "cpu"
+        self.rows = rescue.nonzero().flatten().tolist() if rescue is not None and on_host else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -148,6 +201,11 @@ class _Watch(TorchFunctionMode):
         interval: tuple[float, float],
     ) -> Tensor:
         """The activation with its bypass; an in-place one still writes to its input, as its caller may rely on."""
+        if self.rows is not None and func in _CLIPS and not before.is_leaf and not before._is_view():
+            clipped: Tensor = _Rectified.apply(
+                before, lambda x: func(x, *rest, **kwargs), interval, self.rows, self.used
+            )
+            return clipped
         bypass = _Bypass.apply(before, interval, self.rescue, self.used)
         working = before.clone()  # what the activation keeps for its backward pass must not be written to
         result = func(working, *rest, **kwargs)
