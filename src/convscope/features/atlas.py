@@ -441,7 +441,7 @@ class _Run:
         words = ["convscope", "visualize", source, self.chosen[chunk.layer].layer, "--channels", str(channel)]
         words += ["--size", f"{chunk.size[0]}x{chunk.size[1]}", "--steps", str(self.settings.recipe.steps)]
         words += ["--seed", str(self.settings.seed), "--seeds", str(self.request["seeds"])]
-        if source != "embedded":
+        if not source.startswith("embedded"):
             words += ["--input", "x".join(str(n) for n in self.net.input.shape)]
         words += ["--weights", weights] if weights else []
         words += ["--random"] if self.net.trained is False else []
