@@ -42,7 +42,7 @@ from convscope.features.session import (
     with_agreement,
 )
 from convscope.features.transform import Robust
-from convscope.features.visualize import Meter, Progress, describe
+from convscope.features.visualize import Meter, Progress, check_seeds, describe
 from convscope.graph import Graph, layout, record
 from convscope.measures.receptive_field import receptive_field
 from convscope.models import InputLike, Net, as_net, require_trained
@@ -189,8 +189,7 @@ def atlas(
     began = time.perf_counter()
     net = as_net(net, input)
     require_trained(net, random)
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise RequestError(f"seeds={seeds!r} must be a positive integer")
+    check_seeds(seeds)
     if steps is None:
         steps = 32 if quick else 128
     if quick and channels is None and layers != "all":
@@ -367,11 +366,8 @@ class _Run:
         name = self.chosen[chunk.layer].layer
         halvings = len(self.session.halvings)
         try:
-            drawn = with_agreement(
-                self.session.draw(
-                    wanted, chunk.size, lambda step: meter.inside(len(wanted) * step / steps, name)
-                )
-            )
+            on_segment = meter.of_batch(len(wanted), steps, name)
+            drawn = with_agreement(self.session.draw(wanted, chunk.size, on_segment))
         except (ModelError, OutOfMemory) as error:
             self.records[chunk.piece] = {"units": [], "failed": {"layer": name, "reason": str(error)}}
             self.store.put(chunk.piece, self.records[chunk.piece])

@@ -24,12 +24,9 @@ _Interval = tuple[float, float] | None
 _INFINITY = float("inf")
 _RELU: _Interval = (0.0, _INFINITY)
 _HARDSWISH: _Interval = (-1.5, _INFINITY)  # below, what little gradient there is leads down to nothing
+_RELUS = (functional.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 ACTIVATIONS: dict[Any, _Interval] = {
-    functional.relu: _RELU,
-    torch.relu: _RELU,
-    torch.relu_: _RELU,
-    Tensor.relu: _RELU,
-    Tensor.relu_: _RELU,
+    **dict.fromkeys(_RELUS, _RELU),
     functional.relu6: (0.0, 6.0),
     functional.hardswish: _HARDSWISH,
     functional.hardsigmoid: (-3.0, 3.0),
@@ -55,18 +52,8 @@ _CLAMP = {
 }
 _CLAMP_MIN = {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_}
 _BOUNDED = _HARDTANH | _THRESHOLD | _CLAMP | _CLAMP_MIN
-
-
-# Those whose gradient is that of the output, one between the bounds and zero at them.
-_CLIPS = {
-    functional.relu,
-    torch.relu,
-    torch.relu_,
-    Tensor.relu,
-    Tensor.relu_,
-    functional.relu6,
-    functional.hardtanh,
-}
+# Those whose slope can be read off the output: one between the bounds, zero at them.
+_CLIPS = {*_RELUS, functional.relu6, functional.hardtanh}
 
 
 def open_interval(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, _Interval]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -336,8 +336,6 @@ def _with_pictures(
     progress: Progress | None,
 ) -> dict[str, tuple[FeatureMap, ...]]:
     """The maps with what excites each channel most beside them; after Ctrl-C those that were finished."""
-    from dataclasses import replace
-
     session = Session(net, list(found), Settings.default(steps, seed), device=device, graph=graph)
     meter = Meter(sum(len(maps) for maps in found.values()), progress)
     result = dict(found)

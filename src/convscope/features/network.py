@@ -5,6 +5,7 @@ Nothing here changes what a layer computes beyond rounding, and the caller's mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from convscope.errors import ModelError, RequestError
 from convscope.features.capture import Capture, split_key
-from convscope.features.quicker import quicken
+from convscope.features.quicker import has_hooks, quicken
 from convscope.graph import Graph, Op
 from convscope.models import InputSpec, Net
 
@@ -158,21 +159,15 @@ def _has_amx() -> bool:
 
 def density(graph: Graph) -> float:
     """Multiply-accumulates an output value, over all convolutions of the network: how compute-bound they are."""
-    macs = outputs = 0.0
+    macs = outputs = 0
     for op in graph.ops:
         if op.name not in _CONVOLUTIONS:
             continue
         weight, out = op.tensors.get("weight"), graph.values[op.outputs[0]].shape
         if not isinstance(weight, int) or op.attributes.get("transposed"):
             continue
-        count = 1.0
-        for n in out:
-            count *= n
-        per_output = 1.0
-        for n in graph.values[weight].shape[1:]:
-            per_output *= n
-        macs += count * per_output
-        outputs += count
+        macs += math.prod(out) * math.prod(graph.values[weight].shape[1:])
+        outputs += math.prod(out)
     return macs / outputs if outputs else 0.0
 
 
@@ -246,7 +241,7 @@ def _shared(module: nn.Module) -> set[int]:
 def _merge(module: nn.Module, conv_name: str, norm_name: str, shared: set[int]) -> bool:
     parts = dict(module.named_modules())  # get_submodule knows no name with a dot in it
     conv, norm = parts[conv_name], parts[norm_name]
-    if not isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d) or _has_hooks(conv) or _has_hooks(norm):
+    if not isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d) or has_hooks(conv) or has_hooks(norm):
         return False
     if getattr(conv, "parametrizations", None) or conv.transposed:
         return False
@@ -271,12 +266,6 @@ def _merge(module: nn.Module, conv_name: str, norm_name: str, shared: set[int]) 
             if child is norm:
                 part._modules[name] = replacement
     return True
-
-
-def _has_hooks(part: nn.Module) -> bool:
-    return bool(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    )
 
 
 class _Rest(nn.Module):

@@ -104,28 +104,27 @@ class Constant(Objective):
 
 
 @dataclass(frozen=True)
-class Sum(Objective):
-    """The sum of objectives."""
+class _Several(Objective):
+    """Base of objectives made of several; it reads what they read."""
 
     terms: tuple[Objective, ...]
 
     @property
     def layers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(layer for term in self.terms for layer in term.layers))
+
+
+@dataclass(frozen=True)
+class Sum(_Several):
+    """The sum of objectives."""
 
     def __call__(self, activations: Activations) -> Tensor:
         return torch.stack([term(activations) for term in self.terms]).sum(0)
 
 
 @dataclass(frozen=True)
-class Product(Objective):
+class Product(_Several):
     """The product of objectives."""
-
-    terms: tuple[Objective, ...]
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(layer for term in self.terms for layer in term.layers))
 
     def __call__(self, activations: Activations) -> Tensor:
         return torch.stack([term(activations) for term in self.terms]).prod(0)
@@ -332,7 +331,7 @@ class Custom(Objective):
 
 
 @dataclass(frozen=True)
-class Rows(Objective):
+class Rows(_Several):
     """Objectives of several structures, each for some samples of a batch: what `stack` falls back to.
 
     Attributes:
@@ -340,12 +339,7 @@ class Rows(Objective):
         members: the samples of each; together every sample once.
     """
 
-    terms: tuple[Objective, ...]
     members: tuple[tuple[int, ...], ...]
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(layer for term in self.terms for layer in term.layers))
 
     def __call__(self, activations: Activations) -> Tensor:
         values = [

@@ -186,7 +186,6 @@ def climb(
                     on_segment(step)
     except KeyboardInterrupt:
         state.look(step, None)
-        state.interrupted = True
         raise Interrupted(state.result(step)) from None
     return state.result(step)
 
@@ -219,7 +218,6 @@ class _Progress:
         self.converged = [False] * count
         self.good = parameters.detach().clone()
         self.dead = [False] * count
-        self.interrupted = False
 
     def bury(self, are_dead: Callable[[list[int]], list[bool]], step: int) -> None:
         """Gives up the blocked units that nothing excites."""

@@ -26,8 +26,15 @@ def quicken(module: nn.Module) -> int:
     return replaced
 
 
+def has_hooks(part: nn.Module) -> bool:
+    """Whether someone listens to the module, so that it must stay what it is."""
+    return bool(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    )
+
+
 def _better(part: nn.Module) -> nn.Module | None:
-    if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+    if has_hooks(part):
         return None
     if isinstance(part, nn.Hardtanh) and type(part) in (nn.ReLU6, nn.Hardtanh):
         return Clip(float(part.min_val), float(part.max_val), bool(part.inplace))

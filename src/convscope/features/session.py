@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -218,7 +219,7 @@ class Session:
             raise BadInput(f"batch={asked!r} must be 'auto' or a positive integer")
         last = max(self.graph.call(split_key(key)[0]).order for key in keys)
         inside = [op for op in self.graph.ops if op.call is None or op.call <= last]
-        values = sum(_count(self.graph.values[out].shape) for op in inside for out in op.outputs)
+        values = sum(math.prod(self.graph.values[out].shape) for op in inside for out in op.outputs)
         own = self.net.input.size
         scale = size[0] * size[1] / (own[0] * own[1])
         need = values * scale * torch.empty((), dtype=self.network.dtype).element_size() * 2
@@ -280,7 +281,7 @@ class Session:
                 ended, interrupted = stop.climb, True
             drawn = self._score(wanted, task, ended, interrupted)
             if not interrupted:
-                drawn, interrupted = self._revive(wanted, drawn, size, bound, capture, on_segment)
+                drawn, interrupted = self._revive(wanted, drawn, ended.dead, task, size, on_segment)
         seconds = (time.perf_counter() - began) / len(wanted)
         drawn = [replace(item, unit=replace(item.unit, seconds=seconds)) for item in drawn]
         if interrupted:
@@ -377,9 +378,9 @@ class Session:
         self,
         wanted: Sequence[Wanted],
         drawn: list[Drawn],
+        known_dead: Sequence[bool],
+        task: Task,
         size: tuple[int, int],
-        bound: Bound,
-        capture: Capture,
         on_segment: Callable[[int], None] | None,
     ) -> tuple[list[Drawn], bool]:
         """Of units left without any activation: names those dead that nothing excites, restarts the others.
@@ -390,25 +391,24 @@ class Session:
         flat = [row for row, item in enumerate(drawn) if item.unit.status != "nan" and self._is_flat(item)]
         if not flat:
             return drawn, False
-        best = self._excite([wanted[row] for row in flat], size)
-        again: list[int] = []
-        for row, (picture, alive) in zip(flat, best, strict=True):
-            if alive:
-                wanted = [*wanted[:row], replace(wanted[row], start=picture), *wanted[row + 1 :]]
-                again.append(row)
-            else:
+        unsure = [row for row in flat if not known_dead[row]]
+        best = self._excite([wanted[row] for row in unsure], size) if unsure else []
+        starts = {row: picture for row, (picture, alive) in zip(unsure, best, strict=True) if alive}
+        for row in flat:
+            if row not in starts:
                 unit = replace(drawn[row].unit, status="dead", flags=("dead",))
                 drawn[row] = replace(drawn[row], unit=unit)
+        again = list(starts)
         interrupted = False
         if again:
-            chosen = [wanted[row] for row in again]
-            task = self._task(chosen, size, bound, capture)
+            chosen = [replace(wanted[row], start=starts[row]) for row in again]
+            second = self._task(chosen, size, task.bound, task.capture)
             try:
-                start = self._start(chosen, size, bound, "restart")
-                ended = climb(task, start, self.settings.recipe, on_segment)
+                start = self._start(chosen, size, task.bound, "restart")
+                ended = climb(second, start, self.settings.recipe, on_segment)
             except Interrupted as stop:
                 ended, interrupted = stop.climb, True
-            for row, item in zip(again, self._score(chosen, task, ended, interrupted), strict=True):
+            for row, item in zip(again, self._score(chosen, second, ended, interrupted), strict=True):
                 drawn[row] = item
         return drawn, interrupted
 
@@ -543,13 +543,6 @@ def _thin(curve: Tensor, points: int = 32) -> tuple[tuple[int, float], ...]:
 
 def _saturated(image: Tensor) -> bool:
     return float(((image < 0.01) | (image > 0.99)).float().mean()) > 0.25
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 def _free_memory(device: torch.device) -> float:

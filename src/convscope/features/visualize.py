@@ -12,7 +12,6 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,11 +153,10 @@ def plan(
     regularize: Objective | None,
     seeds: int,
     start: Tensor | None,
-    graph: Graph | None,
+    graph: Graph,
 ) -> tuple[list[Wanted], list[str]]:
     """The pictures to draw, and the layer keys they read."""
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise RequestError(f"seeds={seeds!r} must be a positive integer")
+    check_seeds(seeds)
     if start is not None and (
         start.ndim != 3 or start.shape[0] != net.input.channels or not start.isfinite().all()
     ):
@@ -176,7 +174,7 @@ def plan(
 
 
 def _targets(
-    net: Net, layer: str | None, channels: int | Sequence[int] | None, objective: Any, graph: Graph | None
+    net: Net, layer: str | None, channels: int | Sequence[int] | None, objective: Any, graph: Graph
 ) -> list[tuple[str, int, Objective]]:
     """(layer key, channel, objective) of each picture."""
     if isinstance(objective, Objective) or (
@@ -188,13 +186,13 @@ def _targets(
     key = _exact(net, layer)
     if objective is None or (inspect.isclass(objective) and issubclass(objective, Objective)):
         make: Any = objectives.Channel if objective is None else objective
-        return [(key, channel, make(key, channel)) for channel in _channels(net, key, channels, graph)]
+        return [(key, channel, make(key, channel)) for channel in _channels(key, channels, graph)]
     if not callable(objective):
         raise RequestError(
             f"objective={objective!r} must be an objective, a list of them, or a function of activations"
         )
     function = objectives.Custom(objective, (key,))
-    return [(key, 0 if channels is None else _channels(net, key, channels, graph)[0], function)]
+    return [(key, 0 if channels is None else _channels(key, channels, graph)[0], function)]
 
 
 def _given(
@@ -215,9 +213,9 @@ def _given(
             )
         leaf = _first_leaf(one)
         channel = getattr(leaf, "channel", None)
+        # Without a channel of its own, a picture's number names its random stream.
         targets.append((layer or one.layers[0], channel if isinstance(channel, int) else number, one))
-    # Without a channel of its own, a picture's number names its random stream; its peak is read on channel 0.
-    return [(key, channel, one) for key, channel, one in targets]
+    return targets
 
 
 def _first_leaf(objective: Objective) -> Objective:
@@ -237,8 +235,8 @@ def _exact(net: Net, layer: str) -> str:
     return f"{names[0]}:{stage}" if stage else names[0]
 
 
-def _channels(net: Net, key: str, channels: int | Sequence[int] | None, graph: Graph | None) -> list[int]:
-    count = units_of(key, record(net) if graph is None else graph)
+def _channels(key: str, channels: int | Sequence[int] | None, graph: Graph) -> list[int]:
+    count = units_of(key, graph)
     if channels is None:
         return list(range(min(8, count)))
     asked = list(channels) if isinstance(channels, Iterable) else [channels]
@@ -255,9 +253,9 @@ def _channels(net: Net, key: str, channels: int | Sequence[int] | None, graph: G
     return list(dict.fromkeys(wanted))
 
 
-def _label(net: Net, key: str, channel: int, graph: Graph | None) -> str | None:
+def _label(net: Net, key: str, channel: int, graph: Graph) -> str | None:
     """The class name, where the layer is the network's output."""
-    if net.labels is None or graph is None or not 0 <= channel < len(net.labels):
+    if net.labels is None or not 0 <= channel < len(net.labels):
         return None
     call = graph.call(split_key(key)[0])
     return net.labels[channel] if set(call.outputs) & set().union(*scores(graph)) else None
@@ -284,9 +282,8 @@ def _run(
     meter = Meter(sum(len(batch) for batch in batches), progress)
     steps = session.settings.recipe.steps
     for batch in batches:
-        inside = partial(_inside, meter, batch, steps)
         try:
-            drawn += session.draw(batch, canvas, inside)
+            drawn += session.draw(batch, canvas, meter.of_batch(len(batch), steps, batch[0].layer))
             meter.finished(len(batch), batch[0].layer)
         except DrawInterrupted as stop:
             return drawn + stop.drawn, True
@@ -295,8 +292,10 @@ def _run(
     return drawn, False
 
 
-def _inside(meter: Meter, batch: list[Wanted], steps: int, step: int) -> None:
-    meter.inside(len(batch) * step / steps, batch[0].layer)
+def check_seeds(seeds: int) -> None:
+    """Raises RequestError unless it is a positive integer."""
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise RequestError(f"seeds={seeds!r} must be a positive integer")
 
 
 class Meter:
@@ -306,9 +305,9 @@ class Meter:
         self.total, self.progress, self.done = total, progress, done
         self.already, self.began, self.shown = done, time.perf_counter(), float(done)
 
-    def inside(self, share: float, layer: str) -> None:
-        """So many units' worth of the running batch is done."""
-        self._tell(self.done + share, layer)
+    def of_batch(self, count: int, steps: int, layer: str) -> Callable[[int], None]:
+        """What to call with the steps done of a running batch of `count` units."""
+        return lambda step: self._tell(self.done + count * step / steps, layer)
 
     def finished(self, count: int, layer: str) -> None:
         """A batch of `count` units is finished."""
