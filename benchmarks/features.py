@@ -57,15 +57,13 @@ if __name__ == "__main__":
     OPTIONS = arguments()
 
 import torch  # noqa: E402
-from safetensors import safe_open  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import machine  # noqa: E402
+import networks  # noqa: E402
 import peer  # noqa: E402
 from convscope import load  # noqa: E402
-from convscope._torchvision import torchvision  # noqa: E402
-from convscope.data import photographs  # noqa: E402
 from convscope.features import transform  # noqa: E402
 from convscope.features.network import density  # noqa: E402
 from convscope.features.objectives import Channel  # noqa: E402
@@ -74,7 +72,7 @@ from convscope.features.session import Session, Settings, Wanted, stream  # noqa
 from convscope.features.transform import Mover, Robust  # noqa: E402
 from convscope.features.visualize import visualize  # noqa: E402
 from convscope.graph import record  # noqa: E402
-from convscope.models import InputSpec, Net  # noqa: E402
+from convscope.models import Net  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -88,32 +86,11 @@ class Case:
     depth: float  # share of the network's multiply-accumulates up to and with this layer
 
 
-def vgg(path: Path) -> Net:
-    """VGG-16 without its classifier, which neither tool needs; lucent would run it all the same."""
-    with safe_open(path, "pt") as file:
-        notes = file.metadata() or {}
-        state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-    features = torchvision().models.vgg16().features[:-1]
-    features.load_state_dict(state)
-    mean, std = (tuple(json.loads(notes[key])) for key in ("mean", "std"))
-    return load(_Trunk(features).eval(), input=InputSpec((3, 224, 224), mean, std))
-
-
-class _Trunk(nn.Module):
-    def __init__(self, features: nn.Module) -> None:
-        super().__init__()
-        self.features = features
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.features(x)
-        return result
-
-
 def cases(options: argparse.Namespace) -> list[Case]:
     """The five layers, or those asked for."""
     chosen: list[tuple[str, Net, str]] = []
     if options.vgg is not None:
-        net = vgg(options.vgg)
+        net = networks.vgg(options.vgg)
         chosen += [("vgg16 relu2_2", net, "features.8"), ("vgg16 relu4_3", net, "features.22")]
     lite = load()
     chosen += [
@@ -124,21 +101,11 @@ def cases(options: argparse.Namespace) -> list[Case]:
     for name, net, layer in chosen:
         if parts and not any(part in name for part in parts):
             continue
-        alive = living(net, layer)
+        alive = networks.living(net, layer)
         order = torch.randperm(len(alive), generator=torch.Generator().manual_seed(0))
         channels = tuple(sorted(alive[k] for k in order[: options.channels].tolist()))
         made.append(Case(name, net, layer, channels, _depth(net, layer)))
     return made
-
-
-def living(net: Net, layer: str) -> list[int]:
-    """Channels that some sample photograph excites: of a dead one there is no picture to compare."""
-    pictures = torch.stack(
-        [functional.interpolate(photo.image()[None], net.input.size)[0] for photo in photographs()]
-    )
-    with torch.no_grad():
-        value = truncated(net.module, layer, net.input.normalize(pictures))
-    return torch.nonzero(value.amax((0, 2, 3)) > 0)[:, 0].tolist()
 
 
 def _depth(net: Net, layer: str) -> float:
@@ -200,7 +167,7 @@ class Cut(nn.Module):
         self.inner = module
 
         def leave(_: nn.Module, args: Any, output: Any) -> None:
-            raise _Reached
+            raise networks.Reached
 
         # Behind lucent's own hook, so that it has seen the value.
         self.layer, self.leave = module.get_submodule(layer), leave
@@ -209,14 +176,10 @@ class Cut(nn.Module):
         handle = self.layer.register_forward_hook(self.leave)
         try:
             self.inner(x)
-        except _Reached:
+        except networks.Reached:
             pass
         finally:
             handle.remove()
-
-
-class _Reached(BaseException):
-    pass
 
 
 def lucent_pictures(case: Case, thresholds: Sequence[int], device: torch.device) -> dict[int, Tensor]:
@@ -262,28 +225,10 @@ class Judge:
     def _activation(self, pictures: Tensor, fed: int) -> Tensor:
         """Tensor [channel]: picture k on channel k."""
         x = pictures if fed == pictures.shape[-1] else peer.enlarge(pictures, fed)
-        value = truncated(self.module, self.case.layer, self.case.net.input.normalize(x))
+        value = networks.truncated(self.module, self.case.layer, self.case.net.input.normalize(x))
         return torch.stack(
             [value[row, channel].mean() for row, channel in enumerate(self.case.channels[: len(x)])]
         )
-
-
-def truncated(module: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """What a layer gives, by a forward pass that ends there."""
-    found: list[Tensor] = []
-
-    def leave(_: nn.Module, args: Any, output: Tensor) -> None:
-        found.append(output)
-        raise _Reached
-
-    handle = module.get_submodule(layer).register_forward_hook(leave)
-    try:
-        module(x)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return found[0]
 
 
 def blur(pictures: Tensor, sigma: float = 1.0) -> Tensor:
@@ -463,7 +408,8 @@ def _keep(
 def overhead(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """Time of a step of the loop over that of the bare forward pass and input gradient."""
     device = torch.device(options.device)
-    steps, rounds = (2, 2) if options.quick else (6, 8 * options.rounds)
+    # a whole short climb: its first steps, in which blocked units are rescued, weigh as they do for a user
+    steps, rounds = (2, 2) if options.quick else (32, 2 * options.rounds)
     result: dict[str, Any] = {"units a batch": len(case.channels), "size": peer.SIDE, "rounds": rounds}
     for dtype in ("auto", "float32"):
         recipe = Recipe(steps=steps, tolerance=0.0)
@@ -526,7 +472,7 @@ def bare_step(
     columns = torch.tensor(case.channels, device=device)
 
     def step() -> Tensor:
-        value = truncated(module, case.layer, x)
+        value = networks.truncated(module, case.layer, x)
         (gradient,) = torch.autograd.grad(value[rows, columns].float().mean((1, 2)).sum(), x)
         return gradient
 

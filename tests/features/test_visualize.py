@@ -31,7 +31,7 @@ from convscope.features.transform import Robust
 from convscope.features.unit import Visualization
 from convscope.features.visualize import describe, visualize
 from convscope.graph import record
-from convscope.models import InputSpec, Net
+from convscope.models import InputSpec, Net, load
 
 SMALL: dict[str, Any] = {"steps": 8, "size": 32}
 
@@ -437,6 +437,16 @@ def test_seeds_agree_with_themselves(tiny: Net) -> None:
     assert all(u.agreement is not None and -1 <= u.agreement <= 1.001 for u in found.units)
     assert len({u.agreement for u in found.units if u.channel == 0}) == 1
     assert visualize(tiny, "relu3", [0], steps=2).units[0].agreement is None
+
+
+def test_more_objectives_of_a_whole_layer_than_it_has_channels() -> None:
+    net = load(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), input=InputSpec((3, 24, 24)))
+    found = visualize(net, objective=[Layer("0")] * 3, random=True, **SMALL)
+    assert [unit.channel for unit in found.units] == [0, 1, 2]
+    assert [unit.label for unit in found.units] == [None] * 3
+    # the channel of another layer names no channel of this one
+    other = visualize(net, "1", objective=[Channel("0", 1)], random=True, **SMALL)
+    assert other.units[0].layer == "1"
 
 
 def test_two_objectives_on_one_channel_are_two_units(tiny: Net) -> None:

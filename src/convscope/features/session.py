@@ -77,6 +77,7 @@ class Wanted:
         score: what to report; the objective without its regularizers.
         label: class name or None.
         start: a picture [channel, height, width] to start from, or None for noise.
+        whole: whether the objective is of the layer as a whole, so that `channel` only numbers the picture.
     """
 
     layer: str
@@ -86,11 +87,16 @@ class Wanted:
     score: Objective
     label: str | None = None
     start: Tensor | None = None
+    whole: bool = False
 
     @property
     def stream(self) -> str:
         """The name of its random stream."""
         return f"{self.layer}/{self.channel}/{self.seed}"
+
+    def map(self, value: Tensor) -> Tensor:
+        """What it looks at of its layer's [batch, channel, *position]: [batch, *position]."""
+        return value.amax(1) if self.whole else value[:, self.channel]
 
 
 @dataclass(frozen=True)
@@ -338,7 +344,7 @@ class Session:
             images = task.bound.decode(ended.parameters)
             layers, _ = task.capture(self.network.feed(images))
             clean = score(Activations(layers, images, task.groups))
-            picked = [positions(layers[w.layer][row : row + 1, w.channel]) for row, w in enumerate(wanted)]
+            picked = [positions(w.map(layers[w.layer][row : row + 1])) for row, w in enumerate(wanted)]
             peaks = [float(values.max()) for values in picked]
             profiles = [positions(layers[w.layer][row]).mean(1).cpu() for row, w in enumerate(wanted)]
             total = torch.zeros_like(clean)
@@ -428,7 +434,7 @@ class Session:
         with torch.no_grad(), self.network.capture(keys) as capture:
             for picture in pictures.split(8):
                 layers, _ = capture(self.network.feed(picture.to(self.network.device)))
-                values = [layers[w.layer][:, w.channel].float().flatten(1) for w in wanted]
+                values = [positions(w.map(layers[w.layer])) for w in wanted]
                 for key, value in layers.items():
                     flat = value.float().movedim(1, 0).flatten(1)  # [channel, picture and position]
                     spreads[key] = max(spreads[key], float((flat.amax(1) - flat.amin(1)).max()))

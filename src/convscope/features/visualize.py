@@ -165,18 +165,18 @@ def plan(
         )
     targets = _targets(net, layer, channels, objective, graph)
     wanted = []
-    for key, channel, score in targets:
+    for key, channel, score, whole in targets:
         aim = score if regularize is None else score - regularize
-        label = _label(net, key, channel, graph)
-        wanted += [Wanted(key, channel, number, aim, score, label, start) for number in range(seeds)]
+        label = None if whole else _label(net, key, channel, graph)
+        wanted += [Wanted(key, channel, number, aim, score, label, start, whole) for number in range(seeds)]
     keys = dict.fromkeys(key for item in wanted for key in (item.layer, *item.objective.layers))
     return wanted, list(keys)
 
 
 def _targets(
     net: Net, layer: str | None, channels: int | Sequence[int] | None, objective: Any, graph: Graph
-) -> list[tuple[str, int, Objective]]:
-    """(layer key, channel, objective) of each picture."""
+) -> list[tuple[str, int, Objective, bool]]:
+    """(layer key, channel or number, objective, whether it is of the whole layer) of each picture."""
     if isinstance(objective, Objective) or (
         isinstance(objective, Sequence) and not isinstance(objective, str)
     ):
@@ -186,18 +186,20 @@ def _targets(
     key = _exact(net, layer)
     if objective is None or (inspect.isclass(objective) and issubclass(objective, Objective)):
         make: Any = objectives.Channel if objective is None else objective
-        return [(key, channel, make(key, channel)) for channel in _channels(key, channels, graph)]
+        return [(key, channel, make(key, channel), False) for channel in _channels(key, channels, graph)]
     if not callable(objective):
         raise RequestError(
             f"objective={objective!r} must be an objective, a list of them, or a function of activations"
         )
     function = objectives.Custom(objective, (key,))
-    return [(key, 0 if channels is None else _channels(key, channels, graph)[0], function)]
+    if channels is None:
+        return [(key, 0, function, True)]
+    return [(key, _channels(key, channels, graph)[0], function, False)]
 
 
 def _given(
     objective: Any, layer: str | None, channels: int | Sequence[int] | None
-) -> list[tuple[str, int, Objective]]:
+) -> list[tuple[str, int, Objective, bool]]:
     if channels is not None:
         raise RequestError(
             "channels and a finished objective were both given; the objective names its channels"
@@ -213,8 +215,12 @@ def _given(
             )
         leaf = _first_leaf(one)
         channel = getattr(leaf, "channel", None)
+        key: str = layer or one.layers[0]
         # Without a channel of its own, a picture's number names its random stream.
-        targets.append((layer or one.layers[0], channel if isinstance(channel, int) else number, one))
+        if isinstance(channel, int) and getattr(leaf, "layer", key) == key:
+            targets.append((key, channel, one, False))
+        else:
+            targets.append((key, number, one, True))
     return targets
 
 
