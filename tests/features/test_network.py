@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from convscope._torchvision import torchvision
 from convscope.errors import RequestError
 from convscope.features.network import density, fold, prepare
+from convscope.features.quicker import Clip
 from convscope.graph import record
-from convscope.models import InputSpec, Net
+from convscope.models import InputSpec, Net, load
 
 SPEC = InputSpec((3, 17, 19), dtype=torch.float64)
 
@@ -225,3 +226,35 @@ def test_a_wrong_type_is_refused(tiny: Net, wrong: Any) -> None:
 def test_no_convolution_has_no_density(make_net: Callable[..., Net]) -> None:
     net = make_net(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2))
     assert density(record(net)) == 0.0
+
+
+def test_activations_write_over_the_gradient_only_where_it_is_theirs() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True))
+            self.second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU6(inplace=True))
+            self.third = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True))
+            self.pool = nn.MaxPool2d(2)
+            self.last = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)  # read twice: its gradient is a sum that others see
+            return self.last(self.pool(self.third(self.second(x) + x)))
+
+    torch.manual_seed(0)
+    net = load(Mixed(), input=InputSpec((3, 16, 16)))
+    graph = record(net)
+    network = prepare(net, graph, ["last"])
+    clips = {
+        name: part.owns_gradient for name, part in network.module.named_modules() if isinstance(part, Clip)
+    }
+    assert clips == {"second.1": False, "third.1": True}
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    with network.capture(["last"]) as capture:
+        (mine,) = torch.autograd.grad(capture(x)[0]["last"].square().sum(), x)
+    (his,) = torch.autograd.grad(net.module(x).square().sum(), x)
+    torch.testing.assert_close(mine, his, rtol=1e-5, atol=1e-7)
+    # a layer that is read keeps its gradient to itself
+    read = prepare(net, graph, ["third"]).module.third[1]
+    assert not isinstance(read, Clip)

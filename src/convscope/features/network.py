@@ -93,7 +93,7 @@ def prepare(
     if chosen is torch.float64:
         module = module.double()  # before folding, which rounds to the type it finds
     folded = fold(module, graph, protected=addresses)
-    quicken(module)
+    quicken(module, graph, addresses)
     module = module.to(device=place, dtype=chosen)
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(module, graph, net.input, chosen, place, folded)
