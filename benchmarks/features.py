@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--channels", type=int, default=8, help="channels a layer, and units a batch")
+    parser.add_argument("--judged", type=int, default=8, help="of them, channels whose pictures are judged")
     parser.add_argument(
         "--cases", default="", help="comma-separated parts of case names: 'vgg', 'blocks.1.1'"
     )
@@ -288,6 +289,7 @@ def speed(case: Case, options: argparse.Namespace) -> dict[str, Any]:
 def quality(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """What the pictures are worth at the same steps; how soon convscope's are worth lucent's default ones."""
     device = torch.device(options.device)
+    case = replace(case, channels=case.channels[: options.judged])
     thresholds = (4, 8) if options.quick else (STEPS, 128, DEFAULT)
     budgets = (4, 8) if options.quick else BUDGETS
     drawn = lucent_pictures(case, thresholds, device)
