@@ -1,19 +1,22 @@
-"""Where and with what a benchmark ran, and how two things are timed on a machine that other work shares."""
+"""Where and with what a benchmark ran. What is timed goes through `convscope.timing`."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from convscope import timing
+from convscope.timing import load, seconds, significant
+
+__all__ = ["describe", "interleaved", "load", "ratios", "seconds", "significant", "spread"]
 
 _SHOWN = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile", "amx_int8")
 
@@ -37,13 +40,6 @@ def describe(device: torch.device, packages: Sequence[str]) -> dict[str, Any]:
     return facts
 
 
-def load() -> float | None:
-    """The system's load average over the last minute: more than this process's own threads means company."""
-    with contextlib.suppress(OSError, AttributeError):
-        return round(os.getloadavg()[0], 2)
-    return None
-
-
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
@@ -65,29 +61,12 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Wall time of one call."""
-    _wait(device)
-    began = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def interleaved(
     runs: dict[str, Callable[[], Any]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Times several things in turn, A B C A B C: what disturbs the machine disturbs all of them."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run, device))
-    return times
+    """Seconds of several things, timed in turn, without warm-up: the caller warms what it must."""
+    times = timing.measure(runs, rounds=rounds, warmup=0, device=device)
+    return {name: list(each.samples) for name, each in times.items()}
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
@@ -102,8 +81,3 @@ def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Quotients round by round."""
     return [a / b for a, b in zip(above, below, strict=True)]
-
-
-def significant(value: float, digits: int = 4) -> float:
-    """Rounded to so many digits."""
-    return float(f"{value:.{digits}g}")

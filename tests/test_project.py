@@ -28,7 +28,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # from top to bottom; a module imports only what stands below it, or beside it under the same name
-HOUSE = ("cli", "tour", "site", "features", "measures", "graph", "data", "models", "store", "errors")
+HOUSE = (
+    *("cli", "tour", "site", "features", "measures", "graph"),
+    *("nn", "algorithms", "data", "models", "store", "timing", "errors"),
+)
 SAME_ROOM = {"__main__": "cli", "_sources": "models", "_weights": "models", "_torchvision": "models"}
 
 

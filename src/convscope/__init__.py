@@ -28,15 +28,19 @@ _HOME = {
     "receptive_field": "convscope.measures.receptive_field:receptive_field",
     "report": "convscope.tour:report",
     "objectives": "convscope.features.objectives:",
+    "nn": "convscope.nn:",
+    "algorithms": "convscope.algorithms:",
 }
 
 __all__ = [
     "InputSpec",
     "Net",
     "__version__",
+    "algorithms",
     "atlas",
     "load",
     "look",
+    "nn",
     "objectives",
     "receptive_field",
     "report",
@@ -44,6 +48,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from convscope import algorithms, nn
     from convscope.features import objectives
     from convscope.features.atlas import atlas
     from convscope.features.visualize import visualize

@@ -141,6 +141,7 @@ def overview() -> int:
     say("  [cyan]atlas[/]       pictures and scores of many units: a folder with one manifest")
     say("  [cyan]visualize[/]   pictures of chosen channels of one layer")
     say("  [cyan]look[/]        what one photograph does in the network")
+    say("  [cyan]bench conv[/]  FFT or Winograd, when: the convolution algorithms on this machine")
     say("Try next [dim](each takes --help; --list-layers names the layers of a model)[/]:")
     say("  [green]convscope report --open[/]                       the embedded ImageNet network")
     say("  [green]convscope visualize blocks.4.2 --channels 0:8[/] eight of its filters as PNG files")
@@ -290,6 +291,57 @@ def look(
     _say(f"Next: convscope report {_words(model)}--open   (what every filter looks for)")
     if open:
         _open(page)
+    return 0
+
+
+bench = App(
+    name="bench",
+    help="Measure this machine.",
+    help_epilogue="",
+    help_flags=["--help", "-h"],
+    version_flags=[],
+    group_parameters=_WORK,
+    default_parameter=Parameter(negative=()),
+)
+app.command(bench)
+
+
+@bench.command
+def conv(
+    *,
+    out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("bench"),
+    open: OutFlag = False,
+    quick: Flag = False,
+    fresh: Flag = False,
+    threads: int | None = None,
+    device: str = "cpu",
+    output: OutputOptions = _OUTPUT_DEFAULT,
+) -> int:
+    """FFT or Winograd, when? Time every convolution algorithm here, as a page with charts and JSON.
+
+    Takes three minutes on two cores. A run that was interrupted goes on where it stopped.
+
+    Args:
+        out: The folder to write.
+        open: Open the page in the browser.
+        quick: Fewer points, in 40 seconds.
+        fresh: Throw away what the folder holds of an earlier run.
+        threads: CPU threads; all by default.
+        device: cpu or cuda.
+    """
+    if threads is not None:
+        _set_threads(threads)
+    from convscope import tour
+
+    with _progress(_kept(out), "points") as progress:
+        made = tour.bench_convolution(
+            out, quick=quick, device=_device(device) or "cpu", fresh=fresh, progress=progress
+        )
+    if not output.json:
+        _console(stderr=True).print(made.survey)
+    _print(_plain(made.to_dict()) if output.json else str(made.page))
+    if open:
+        _open(made.page)
     return 0
 
 
@@ -581,27 +633,27 @@ Report = Callable[[dict[str, Any]], None]
 
 
 @contextmanager
-def _progress(kept: str = "nothing was finished yet") -> Iterator[Report]:
+def _progress(kept: str = "nothing was finished yet", what: str = "units") -> Iterator[Report]:
     """A bar on a terminal, a line now and then elsewhere; Ctrl-C inside is told what is kept."""
     console = _console(stderr=True)
     try:
         if console.is_terminal:
-            with _bar(console) as tell:
+            with _bar(console, what) as tell:
                 yield tell
         else:
-            yield _Lines()
+            yield _Lines(what)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(kept) from stop
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Report]:
+def _bar(console: Console, what: str = "units") -> Iterator[Report]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("units  {task.fields[pace]}  {task.fields[layer]}", markup=False),
+        TextColumn(what + "  {task.fields[pace]}  {task.fields[layer]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None, layer="", pace="")
@@ -618,13 +670,17 @@ def _bar(console: Console) -> Iterator[Report]:
 class _Lines:
     """Progress where there is no terminal: at most a line every ten seconds."""
 
-    def __init__(self, every: float = 10.0) -> None:
-        self.every, self.last = every, time.monotonic()
+    def __init__(self, what: str = "units", every: float = 10.0) -> None:
+        self.what, self.every, self.last = what, every, time.monotonic()
 
     def __call__(self, event: dict[str, Any]) -> None:
         if time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
-            print(f"{event['done']} of {event['total']} units, {_pace(event)}", file=sys.stderr, flush=True)
+            print(
+                f"{event['done']} of {event['total']} {self.what}, {_pace(event)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _pace(event: dict[str, Any]) -> str:
@@ -671,11 +727,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _misread(words: Sequence[str], error: CycloptsError) -> str:
     """What was wrong with the command line, and where to look."""
-    verbs = [name for name in app if not name.startswith("-")]
-    verb = next((word for word in words if not word.startswith("-")), None)
-    if verb is not None and verb not in verbs:
-        return f"{verb!r} is no command{nearest(verb, verbs) or '; see them all with convscope --help.'}"
-    where = f"see convscope {verb} --help." if verb else "see convscope --help."
+    place, path = app, ["convscope"]
+    for word in words:
+        verbs = [] if word.startswith("-") else [name for name in place if not name.startswith("-")]
+        if not verbs:
+            break
+        if word not in verbs:
+            unknown = " ".join([*path[1:], word])
+            hint = nearest(word, verbs) or f"; see them all with {' '.join(path)} --help."
+            return f"{unknown!r} is no command{hint}"
+        place, path = place[word], [*path, word]
+    where = f"see {' '.join(path)} --help."
     if isinstance(error, UnusedCliTokensError):
         return f"{' '.join(map(repr, error.unused_tokens or ()))} is one argument too many; {where}"
     return f"{str(error).strip().rstrip('.?')}; {where}"

@@ -50,6 +50,10 @@ class ModelError(ConvscopeError):
     """The network could not be built, copied or run forward on its example input."""
 
 
+class UnpairedSwitches(ConvscopeError, RuntimeError):
+    """A max unpooling that has no switches, or cannot tell whose it has: its pool did not run, or ran several times."""
+
+
 class StoreError(ConvscopeError):
     """A result could not be written or read: no space, no permission, a damaged record."""
 

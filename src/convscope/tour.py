@@ -1,4 +1,4 @@
-"""Composes what a user sees in the end: the report of a network, the page of a photograph.
+"""Composes what a user sees in the end: the report of a network, the pages of a photograph and of a benchmark.
 
 Runs the measures and pictures in order and hands them to `site`, which draws. Computes nothing itself.
 """
@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convscope import site
+from convscope.algorithms.survey import Survey, machine, measure_all
 from convscope.data import Images
 from convscope.features.atlas import Atlas
 from convscope.features.atlas import atlas as draw_atlas
@@ -22,6 +23,7 @@ from convscope.features.look import Look
 from convscope.features.look import look as look_at
 from convscope.features.visualize import Progress
 from convscope.models import InputLike, Net, as_net
+from convscope.store import Store
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,71 @@ def look(
     if out is not None:
         site.write(Path(out), looks=[seen.save(out)])
     return seen
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark that was run, and its page.
+
+    Attributes:
+        page: opens in any browser, offline.
+        survey: the figures; prints as a table.
+    """
+
+    page: Path
+    survey: Survey
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return self.survey.to_dict() | {"page": str(self.page)}
+
+    def __repr__(self) -> str:
+        return f"Bench({str(self.page)!r}, {self.survey.done} points)"
+
+
+def bench_convolution(
+    out: str | os.PathLike[str] = "bench",
+    *,
+    quick: bool = False,
+    device: str = "cpu",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Bench:
+    """Answers "FFT or Winograd, when?" for this machine: every convolution algorithm, measured, as a page and JSON.
+
+    What is measured is kept point by point: called again after an interruption it continues.
+
+    Args:
+        out: the folder; its `convolution.html` is the page and `convolution.json` the figures. One that holds a
+            report gets the page added.
+        quick: fewer points, in 40 seconds on two cores instead of three minutes.
+        device: "cpu" or "cuda".
+        fresh: throw away what the folder holds of an earlier run.
+        progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
+
+    Raises:
+        StoreMismatch: the folder holds figures of another machine, thread count or version.
+        StoreError: the folder cannot be written.
+
+    Example:
+        >>> made = bench_convolution("bench", quick=True)  # doctest: +SKIP
+        >>> print(made.survey)  # doctest: +SKIP
+    """
+    folder = Path(out)
+    identity = {"measures": "convolution", "quick": quick, **machine(device)}
+    with Store.open(folder / "convolution", identity, fresh=fresh) as store:
+        known = {name: store.get(name) for name in store.finished()}
+        survey = None
+        try:
+            for latest in measure_all(
+                quick=quick, device=device, known=known, keep=store.put, progress=progress
+            ):
+                survey = latest
+        finally:  # on Ctrl-C too: a page of what was finished
+            if survey is not None:
+                page = site.write(folder, convolution=survey.to_dict())
+    assert survey is not None
+    return Bench(page.parent / "convolution.html", survey)
 
 
 def _photo(net: Net) -> str | None:

@@ -23,17 +23,22 @@ HERE = Path(__file__).parent
 
 
 def write(
-    out: str | Path, *, atlas: dict[str, Any] | None = None, looks: Sequence[dict[str, Any]] = ()
+    out: str | Path,
+    *,
+    atlas: dict[str, Any] | None = None,
+    looks: Sequence[dict[str, Any]] = (),
+    convolution: dict[str, Any] | None = None,
 ) -> Path:
     """Writes the report into a folder; cheap enough to be called after every chunk of a running atlas.
 
     Only what changed is written, and each file in one step, so that a page may stay open meanwhile. What is
-    not given is taken from what the folder already holds (`atlas.json`, `data/looks.json`).
+    not given is taken from what the folder already holds (`atlas.json`, `data/looks.json`, `convolution.json`).
 
     Args:
         out: The folder that holds the atlas and the pictures of the looks; their paths are relative to it.
         atlas: The atlas manifest.
         looks: What photographs do in the network, one plain value each.
+        convolution: What `convscope bench conv` measured.
 
     Returns:
         The path of the first page.
@@ -45,7 +50,8 @@ def write(
     out = Path(out)
     atlas = atlas if atlas is not None else _stored(out / "atlas.json")
     kept = list(looks) or _stored(out / "data" / "looks.json") or []
-    if atlas is None and not kept:
+    measured = convolution if convolution is not None else _stored(out / "convolution.json")
+    if atlas is None and not kept and measured is None:
         raise RequestError(
             f"out={str(out)!r} holds no atlas and no look was given, so that there is nothing to show; "
             "make an atlas there first."
@@ -55,8 +61,10 @@ def write(
             write_if_changed(out / "assets" / asset.name, asset.read_bytes())
     if looks:
         write_if_changed(out / "data" / "looks.json", safe_json(list(looks)))
+    if convolution is not None:
+        write_if_changed(out / "convolution.json", safe_json(convolution))
     index = None if atlas is None else write_index(out, atlas)
-    return _write_pages(pages.Contents(out, atlas, index, tuple(kept)))
+    return _write_pages(pages.Contents(out, atlas, index, tuple(kept), measured))
 
 
 def paced(out: str | Path, share: float = 0.05) -> Callable[[dict[str, Any]], None]:

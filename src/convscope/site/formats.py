@@ -49,6 +49,18 @@ def percent(value: float | None) -> str:
     return "< 0.1 %" if 0 < value < 0.0005 else f"{100 * value:.1f} %"
 
 
+def times(value: float | None) -> str:
+    """A ratio.
+
+    Example:
+        >>> times(2.847), times(31.2), times(None)
+        ('2.8×', '31×', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.0f}×" if value >= 10 else f"{value:.1f}×"
+
+
 def shape(values: Sequence[int] | None) -> str:
     """Sizes with a multiplication sign.
 
@@ -93,6 +105,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "count": count,
     "number": number,
     "percent": percent,
+    "times": times,
     "shape": shape,
     "plain": plain,
     "web_address": web_address,

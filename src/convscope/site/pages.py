@@ -19,12 +19,14 @@ class Contents:
         atlas: The atlas manifest, or None.
         index: What the scripts read of it (`site.index.write_index`), or None.
         looks: One plain value for each photograph looked at.
+        convolution: What `algorithms.survey` measured, or None.
     """
 
     out: Path
     atlas: dict[str, Any] | None = None
     index: dict[str, Any] | None = None
     looks: tuple[dict[str, Any], ...] = ()
+    convolution: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,27 @@ def _look(contents: Contents) -> dict[str, Any] | None:
     return {"looks": contents.looks} if contents.looks else None
 
 
+_ABOUTS = {
+    "direct": "PyTorch’s own",
+    "im2col": "unfolded, one matrix product",
+    "fft": "in the frequency domain",
+    "winograd": "by Winograd’s minimal filtering",
+}
+
+
+def _convolution(contents: Contents) -> dict[str, Any] | None:
+    if contents.convolution is None:
+        return None
+    from convscope.site import charts  # lazy: altair is slow to import, and few reports have this page
+
+    return {
+        "survey": contents.convolution,
+        "charts": charts.of_survey(contents.convolution),
+        "abouts": _ABOUTS,
+    }
+
+
 register(Page("index", "Overview", "overview.html", _overview, ("overview.js",)))
 register(Page("filters", "Filters", "filters.html", _filters, ("charts.js", "panel.js", "filters.js")))
 register(Page("look", "Look", "look.html", _look, ("look.js",)))
+register(Page("convolution", "Convolution", "convolution.html", _convolution))
