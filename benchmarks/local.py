@@ -4,13 +4,14 @@
 
 The product alone gets its patches ready-made, which no layer does: it is the limit, not a peer. It is timed in both
 orders of its factors, and the faster one counts. Forward is without gradients; "both ways" is forward and the
-gradients of input and weight (of patches and weight for the product). Peak memory is what a call adds to the
-process beyond what it was given; for the product, its patches are counted too.
+gradients of input and weight (of patches and weight for the product). Peak memory is what a call
+holds beyond what it was given; for the product, its patches are counted too.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 import machine
 from convscope import timing
@@ -113,23 +115,15 @@ def _run(
     return forward if gradient is None else both_ways
 
 
-def peak(run: Callable[[], Any]) -> float | None:
-    """MiB that a call adds to the process at its highest; None where the system does not tell."""
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not (reset.exists() and status.exists()):
-        return None
+def peak(run: Callable[[], Any]) -> float:
+    """MiB of tensors that a call holds at its highest, its results included, by the allocations torch records."""
     run()
-    reset.write_text("5")  # the highest mark starts anew
-    before = _status(status, "VmRSS")
-    result = run()
-    after = _status(status, "VmHWM")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    found = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(found, key=lambda event: event.start_ns()))
     del result
-    return round((after - before) / 1024, 1)
-
-
-def _status(path: Path, key: str) -> float:
-    line = next(line for line in path.read_text().splitlines() if line.startswith(key))
-    return float(line.split()[1])
+    return max(held, default=0) / 2**20
 
 
 def compare(case: Case, backward: bool, budget: float) -> dict[str, Any]:
@@ -137,10 +131,7 @@ def compare(case: Case, backward: bool, budget: float) -> dict[str, Any]:
     todo = runs(case, backward)
     memory = {name: peak(run) for name, run in todo.items()}
     patches = case.batch * case.channels * case.kernel**2 * case.size**2 * 4 / 2**20
-    memory = {
-        name: None if mib is None else round(mib + patches * name.startswith("bmm"), 1)
-        for name, mib in memory.items()
-    }
+    memory = {name: round(mib + patches * name.startswith("bmm"), 1) for name, mib in memory.items()}
     times = timing.measure(todo, budget=budget, least=5)
     limit = min(("bmm, patches first", "bmm, weight first"), key=lambda name: times[name].median)
     return {

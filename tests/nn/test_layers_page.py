@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import re
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_the_pictures_are_what_the_layers_make(drawn: Path) -> None:
     shown = dict(re.findall(r"!\[([^\]]+)\]\(images/layers/([^)]+)\)", PAGE))
     assert set(shown.values()) == names
     for says, name in shown.items():  # what a screen reader hears is what the script says
-        assert f'aria-label="{says}"' in (PICTURES / name).read_text()
+        assert f'aria-label="{html.escape(says)}"' in (PICTURES / name).read_text()
     changed = [name for name in sorted(names) if (drawn / name).read_text() != (PICTURES / name).read_text()]
     assert not changed, f"run python tools/make_layer_pictures.py docs/images/layers: {changed} differ"
 

@@ -45,7 +45,7 @@ def by_definition(layer: LocallyConnected2d, x: Tensor) -> Tensor:
     st.tuples(*[st.tuples(*[st.integers(0, 2)] * 2)] * 2),
     st.integers(1, 2),
     st.sampled_from([2**21, 2048, 200, 1]),
-    st.sampled_from([0, 2**20]),
+    st.booleans(),
     st.booleans(),
 )
 def test_it_is_the_definition_in_blocks_of_any_size(
@@ -57,7 +57,7 @@ def test_it_is_the_definition_in_blocks_of_any_size(
     padding: tuple[tuple[int, int], tuple[int, int]],
     groups: int,
     block: int,
-    small: int,
+    weight_first: bool,
     shared: bool,
 ) -> None:
     arguments: Any = (2, 4, kernel, stride, padding, dilation, groups)
@@ -70,7 +70,7 @@ def test_it_is_the_definition_in_blocks_of_any_size(
     x = torch.randn(batch, 2, *size, dtype=torch.float64, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "BLOCK", block)
-        patch.setattr(local, "SMALL", small)
+        patch.setattr(local, "_weight_first", lambda *_: weight_first)
         y, expected = layer(x), by_definition(layer, x)
         torch.testing.assert_close(y, expected)
         gradient = torch.randn_like(y)

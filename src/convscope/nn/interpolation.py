@@ -95,6 +95,7 @@ class NearestUpsample2d(_Interpolation):
         RequestError: none or both of scale and size are given, or one is not positive.
 
     Example:
+        >>> import torch
         >>> NearestUpsample2d(2)(torch.tensor([[[1.0, 2.0]]]))
         tensor([[[1., 1., 2., 2.],
                  [1., 1., 2., 2.]]])
@@ -137,6 +138,7 @@ class BilinearUpsample2d(_Interpolation):
         RequestError: none or both of scale and size are given, or one is not positive.
 
     Example:
+        >>> import torch
         >>> BilinearUpsample2d(2)(torch.tensor([[[0.0, 4.0]]]))[0, 0]
         tensor([0., 1., 3., 4.])
         >>> BilinearUpsample2d(size=(1, 5), align_corners=True)(torch.tensor([[[0.0, 4.0]]]))[0, 0]
@@ -180,6 +182,7 @@ class BedOfNails2d(nn.Module):
         RequestError: a scale is not positive and whole, or the offset lies outside the block.
 
     Example:
+        >>> import torch
         >>> BedOfNails2d(2)(torch.tensor([[[1.0, 2.0]]]))
         tensor([[[1., 0., 2., 0.],
                  [0., 0., 0., 0.]]])

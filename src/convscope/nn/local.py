@@ -37,7 +37,6 @@ from convscope.nn.geometry import (
 )
 
 BLOCK = 2**21  # bytes of patches gathered at a time: what the caches of two cores hold beside the weights
-SMALL = 256  # numbers a position gives, up to which the product is faster with the weight as its left factor
 
 Pair = tuple[int, int]
 Block = tuple[slice, slice]  # rows and columns of output positions
@@ -94,11 +93,12 @@ def _in_blocks(
     out = x.new_empty(x.shape[0], groups * outputs, height, width)
     places = _by_position(out, groups)  # [h', w', groups, batch, outputs]
     offsets = None if bias is None else _by_position(bias[None], groups)
+    weight_first = _weight_first(x.shape[0], outputs, math.prod(weight.shape[4:]))
     patches = _patches(x, weight, stride, dilation)  # [h', w', groups, batch, kernel_h, kernel_w, channels]
     for block, gathered in _gather(patches):
         matrices = weight[block].flatten(0, 2).flatten(2)  # [position and group, outputs, taps]
         flat = gathered.flatten(0, 2).flatten(2)  # [position and group, batch, taps]
-        if x.shape[0] * outputs <= SMALL:
+        if weight_first:
             product = torch.bmm(matrices, flat.mT).mT
         else:
             product = torch.bmm(flat, matrices.mT)  # [position and group, batch, outputs]
@@ -108,6 +108,11 @@ def _in_blocks(
         else:
             torch.add(part, offsets[block], out=places[block])
     return out
+
+
+def _weight_first(batch: int, outputs: int, taps: int) -> bool:
+    """Which order of the factors is faster: up to twice for small products, as measured with MKL."""
+    return batch * outputs <= 256 and (batch <= 2 or batch * outputs * taps <= 150_000)
 
 
 @_in_blocks.register_fake

@@ -76,6 +76,7 @@ def upsample2d(
             stride, or the layer refuses an argument.
 
     Example:
+        >>> import torch
         >>> x = torch.zeros(1, 8, 5, 7)
         >>> for kind in ("nearest", "bilinear", "bed_of_nails", "transposed", "pixel_shuffle", "resize_conv"):
         ...     assert upsample2d(kind, 8)(x).shape == (1, 8, 10, 14)
