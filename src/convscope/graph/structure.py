@@ -182,6 +182,10 @@ class Graph:
             )
         return calls[-1 if number is None else number]
 
+    def address(self, call: Call) -> str:
+        """The shortest text that `call` finds exactly this call by: its name, with `#k` where it ran often."""
+        return call.name if len(self._calls_of[call.name]) == 1 else f"{call.name}#{call.index}"
+
     def outputs(self, layer: str) -> tuple[Shape, ...]:
         """Shapes of the tensors that the layer's last (or `#k`-th) call returned.
 
