@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import convscope
+from convscope import _heap
 from convscope import data as pictures
 from convscope.data import Images
 from convscope.errors import ConvscopeError, ModelError, OutOfMemory, RequestError
@@ -127,6 +128,7 @@ class Atlas:
 
 
 @own_ground()
+@_heap.kept()
 def atlas(
     net: Net | nn.Module,
     out: str | os.PathLike[str],

@@ -24,6 +24,7 @@ _FRESH = {
     "aten.mkldnn_convolution",
     "aten.max_pool2d_with_indices",
     "aten.max_pool2d",
+    "aten.constant_pad_nd",
 }
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from convscope import _heap
 from convscope.errors import RequestError
 from convscope.features import natural, objectives
 from convscope.features.capture import split_key
@@ -47,6 +48,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 @own_ground()
+@_heap.kept()
 def visualize(
     net: Net | nn.Module,
     layer: str | None = None,

@@ -1,0 +1,68 @@
+"""Keeps the memory that a loop frees and asks for again a moment later.
+
+glibc's malloc gives large blocks back to the system at once, and the next step pays for clean pages again: one
+page fault for every 4 KiB of every activation, half the time of a step on a mobile network. Other allocators are
+left alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of malloc.h
+_KEPT = 1 << 30  # bytes: blocks up to this size, and so much free memory, stay with the process
+_USUAL = 32 << 20  # what malloc's own adjustment ends at; it trims at twice that
+
+_lock = threading.Lock()
+_users = 0
+
+
+@functools.cache
+def _glibc() -> Any:
+    """The C library, or None where it is not glibc."""
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - an attribute only glibc has
+        return library if library.mallopt and library.malloc_trim else None
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no name for "this program"
+        return None
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """While it lasts, freed memory stays with the process; afterwards it goes back to the system.
+
+    Also a decorator. May be nested and entered from several threads; the last one out gives the memory back. Changes
+    no result, only when the system is asked for memory.
+
+    Example:
+        >>> with kept():
+        ...     x = [bytearray(1 << 20) for _ in range(4)]
+    """
+    global _users
+    library = _glibc()
+    if library is None:
+        yield
+        return
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _set(library, _KEPT, 2 * _KEPT - 1)  # the call takes an int
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _set(library, _USUAL, 2 * _USUAL)
+                library.malloc_trim(0)
+
+
+def _set(library: Any, mapped: int, trimmed: int) -> None:
+    library.mallopt(_MMAP_THRESHOLD, mapped)
+    library.mallopt(_TRIM_THRESHOLD, trimmed)
