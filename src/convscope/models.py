@@ -556,7 +556,7 @@ def load(
     with _kept_rng(seed):
         built, origin = _build(source, wish, weights, trust)
         built = _with_weights(built, weights, trust, own=not isinstance(source, nn.Module))
-    _check_initialized(built.module)
+    check_initialized(built.module)
     spec, known, notes = _settle_input(wish, built)
     odd = _odd_weights(built.module)
     net = Net(
@@ -776,7 +776,12 @@ def _read_labels(labels: Iterable[str]) -> tuple[str, ...]:
 # checks and state
 
 
-def _check_initialized(module: nn.Module) -> None:
+def check_initialized(module: nn.Module) -> None:
+    """Refuses a lazy module whose parameters have no shape yet.
+
+    Raises:
+        ModelError: it names the first such parameter.
+    """
     lazy = [
         name for name, p in module.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)
     ]

@@ -3,6 +3,6 @@
 from convscope.graph.layout import Layout, layout
 from convscope.graph.names import resolve
 from convscope.graph.record import record
-from convscope.graph.structure import Call, Graph, Op, Value
+from convscope.graph.structure import Call, Graph, Memory, Op, Value
 
-__all__ = ["Call", "Graph", "Layout", "Op", "Value", "layout", "record", "resolve"]
+__all__ = ["Call", "Graph", "Layout", "Memory", "Op", "Value", "layout", "record", "resolve"]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from convscope.errors import ModelError
-from convscope.graph.structure import Call, Graph, Op, Shape, Source, Value
+from convscope.graph.structure import Call, Graph, Memory, Op, Shape, Source, Value
 from convscope.models import InputSpec, Net, as_net, set_eval
 
 
@@ -116,13 +117,46 @@ def _plain_execution() -> Iterator[None]:
 
 
 class _Memory:
-    """The tensors that share one piece of memory, held weakly."""
+    """The tensors that share one piece of memory, held weakly; its end is that of the last of them."""
 
-    __slots__ = ("members", "owned")
+    __slots__ = ("__weakref__", "_log", "index", "members", "owned")
 
-    def __init__(self, owned: bool) -> None:
+    def __init__(self, owned: bool, log: _MemoryLog, source: Source) -> None:
         self.members = WeakTensorKeyDictionary()
         self.owned = owned  # by the caller: a parameter
+        self.index = log.begin(source)
+        self._log = log
+
+    def __del__(self) -> None:  # only tensors hold it: it goes when Python lets go of the last one
+        self._log.end(self.index)
+
+
+class _MemoryLog:
+    """When each piece of memory came and went, counted in operations."""
+
+    def __init__(self, ops: list[Op]) -> None:
+        self._ops = ops
+        self._begun: list[tuple[Source, int]] = []
+        self._ended: dict[int, int] = {}
+        self._sizes: list[int] = []
+
+    def begin(self, source: Source) -> int:
+        self._begun.append((source, len(self._ops) if source == "op" else -1))
+        self._sizes.append(0)
+        return len(self._begun) - 1
+
+    def end(self, index: int) -> None:
+        self._ended[index] = len(self._ops)
+
+    def holds(self, index: int, size: int) -> None:
+        self._sizes[index] = max(self._sizes[index], size)
+
+    def told(self) -> tuple[Memory, ...]:
+        last = len(self._ops)
+        return tuple(
+            Memory(size, source, born, self._ended.get(index, last))
+            for index, ((source, born), size) in enumerate(zip(self._begun, self._sizes, strict=True))
+        )
 
 
 @dataclasses.dataclass(slots=True)
@@ -155,8 +189,10 @@ class _Recorder(TorchDispatchMode):
         self._arguments = arguments
         self._guard = guard_parameters
         self._known = WeakTensorKeyDictionary()
+        self._memories: WeakValueDictionary[int, _Memory] = WeakValueDictionary()  # by address of the storage
         self._values: list[Value] = []
         self._ops: list[Op] = []
+        self._log = _MemoryLog(self._ops)
         self._calls: list[tuple[_Frame, int | None, tuple[int, ...]]] = []
         self._stack: list[_Frame] = []
         self._counts: dict[str, int] = {}
@@ -222,7 +258,7 @@ class _Recorder(TorchDispatchMode):
         ops = tuple(
             dataclasses.replace(op, call=None if op.call is None else order.get(op.call)) for op in self._ops
         )
-        return Graph(calls, ops, tuple(self._values), inputs, layers, aliases)
+        return Graph(calls, ops, tuple(self._values), inputs, layers, aliases, self._log.told())
 
     # -- module calls ----------------------------------------------------------------------------------------
 
@@ -272,8 +308,7 @@ class _Recorder(TorchDispatchMode):
         tensors, attributes = self._split(bound)
         before = _geometry(bound["self"]) if func in _RESTRIDES else None
         result = func(*args, **kwargs)
-        aliasing = any(item.alias_info is not None for item in schema.returns)
-        outputs = self._results(result, list(flatten(bound)) if aliasing else [], written)
+        outputs = self._results(result, written)
         if func in _RESTRIDES:  # whether the elements stay in their order can only be told from them
             attributes["before"] = before
         namespace, _, name = func.name().partition("::")
@@ -319,7 +354,7 @@ class _Recorder(TorchDispatchMode):
                 attributes[name] = tuple(value) if isinstance(value, list) else value
         return tensors, attributes
 
-    def _results(self, result: Any, read: list[Tensor], written: list[Tensor]) -> tuple[int, ...]:
+    def _results(self, result: Any, written: list[Tensor]) -> tuple[int, ...]:
         """New values for what an operation returned, and for what it wrote to without returning it."""
         outputs: list[int] = []
         fresh: list[Tensor] = []
@@ -327,19 +362,8 @@ class _Recorder(TorchDispatchMode):
             if any(tensor is other for other in fresh):
                 continue
             fresh.append(tensor)
-            entry = self._known.get(tensor)
-            memory = entry.memory if entry is not None else self._shared_memory(tensor, read)
-            outputs.append(self._place(tensor, "op", "", memory))
+            outputs.append(self._place(tensor, "op", ""))
         return tuple(outputs)
-
-    def _shared_memory(self, tensor: Tensor, read: list[Tensor]) -> _Memory | None:
-        if not read or tensor.layout is not torch.strided:
-            return None
-        storage = tensor.untyped_storage()._cdata
-        for other in read:
-            if other.layout is torch.strided and other.untyped_storage()._cdata == storage:
-                return self._entry(other).memory
-        return None
 
     def _write_through(self, written: Tensor) -> None:
         """An in-place operation also changed the other live tensors on the same memory: give them new
@@ -350,7 +374,7 @@ class _Recorder(TorchDispatchMode):
             if other is written or other.numel() == 0:
                 continue
             before = self._entry(other).value
-            after = self._place(other, "op", "", entry.memory)
+            after = self._place(other, "op", "")
             attributes = {"base": _geometry(other), "part": _geometry(written)}
             self._append("convscope.write", "", {"base": before, "part": entry.value}, attributes, (after,))
 
@@ -361,25 +385,57 @@ class _Recorder(TorchDispatchMode):
 
     def _entry(self, tensor: Tensor) -> _Known:
         entry = self._known.get(tensor)
-        if entry is None:  # made before the pass, by hand or in a library's cache
-            self._adopt(tensor, "constant")
+        if entry is None:
+            twin = self._twin(tensor)
+            if twin is None:  # made before the pass, by hand or in a library's cache
+                self._adopt(tensor, "constant")
+            else:
+                self._known[tensor] = _Known(twin.value, twin.memory)
+                twin.memory.members[tensor] = None
             entry = self._known[tensor]
         assert isinstance(entry, _Known)
         return entry
+
+    def _twin(self, tensor: Tensor) -> _Known | None:
+        """The known tensor of which this is another handle, made out of sight of the mode (`tensor.data`)."""
+        if tensor.layout is not torch.strided:
+            return None
+        memory = self._memories.get(tensor.untyped_storage()._cdata)
+        for other in memory.members.keys() if memory is not None else ():
+            if other.dtype == tensor.dtype and _geometry(other) == _geometry(tensor):
+                return self._entry(other)
+        return None
 
     def _adopt(self, tensor: Tensor, source: Source, name: str = "") -> int:
         entry = self._known.get(tensor)
         if entry is not None:
             return int(entry.value)
-        return self._place(tensor, source, name, _Memory(owned=source == "parameter"))
+        return self._place(tensor, source, name)
 
-    def _place(self, tensor: Tensor, source: Source, name: str, memory: _Memory | None) -> int:
+    def _place(self, tensor: Tensor, source: Source, name: str) -> int:
         index = len(self._values)
-        self._values.append(Value(index, tuple(tensor.shape), tensor.dtype, source, name))
-        memory = memory or _Memory(owned=False)
+        memory = self._memory(tensor, source)
+        self._values.append(Value(index, tuple(tensor.shape), tensor.dtype, source, name, memory.index))
         memory.members[tensor] = None
         self._known[tensor] = _Known(index, memory)
         return index
+
+    def _memory(self, tensor: Tensor, source: Source) -> _Memory:
+        """That of the tensors which lie in the same storage: alive as long as one of them is, so that the
+        storage's address means no other.
+        """
+        if tensor.layout is not torch.strided:
+            entry = self._known.get(tensor)
+            memory = _Memory(source == "parameter", self._log, source) if entry is None else entry.memory
+            assert isinstance(memory, _Memory)
+            self._log.holds(memory.index, tensor.numel() * tensor.element_size())
+            return memory
+        storage = tensor.untyped_storage()
+        found = self._memories.get(storage._cdata)
+        if found is None:
+            found = self._memories[storage._cdata] = _Memory(source == "parameter", self._log, source)
+        self._log.holds(found.index, storage.nbytes())
+        return found
 
 
 _RESTRIDES = (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_.default)

@@ -6,6 +6,7 @@ holds shapes and names, no tensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,7 @@ class Value:
         dtype: element type.
         source: "op" when an operation made it, else where it came from.
         name: the parameter's or buffer's dotted name, or "".
+        memory: number of the memory it lies in, which views and in-place results share.
     """
 
     index: int
@@ -36,6 +38,29 @@ class Value:
     dtype: torch.dtype
     source: Source
     name: str = ""
+    memory: int = -1
+
+    @property
+    def size(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One piece of memory, and how long it was needed.
+
+    Attributes:
+        size: bytes.
+        source: where it came from.
+        born: number of the operation that made it; -1 where it was there before the pass.
+        died: number of the first operation that ran without it: Python had let go of its last tensor.
+    """
+
+    size: int
+    source: Source
+    born: int
+    died: int
 
 
 @dataclass(frozen=True)
@@ -120,6 +145,7 @@ class Graph:
         inputs: value numbers of the network's input tensors.
         layers: dotted names of all modules but the root, in order of registration, called or not.
         aliases: second name of a shared module -> the name it is recorded under.
+        memories: the memory that values lie in, by `Value.memory`.
     """
 
     calls: tuple[Call, ...]
@@ -128,6 +154,7 @@ class Graph:
     inputs: tuple[int, ...]
     layers: tuple[str, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    memories: tuple[Memory, ...] = ()
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
