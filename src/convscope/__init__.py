@@ -25,6 +25,7 @@ _HOME = {
     "look": "convscope.tour:look",
     "visualize": "convscope.features.visualize:visualize",
     "atlas": "convscope.features.atlas:atlas",
+    "measure": "convscope.measures.measure:measure",
     "receptive_field": "convscope.measures.receptive_field:receptive_field",
     "report": "convscope.tour:report",
     "objectives": "convscope.features.objectives:",
@@ -40,6 +41,7 @@ __all__ = [
     "atlas",
     "load",
     "look",
+    "measure",
     "nn",
     "objectives",
     "receptive_field",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from convscope.features import objectives
     from convscope.features.atlas import atlas
     from convscope.features.visualize import visualize
+    from convscope.measures.measure import measure
     from convscope.measures.receptive_field import receptive_field
     from convscope.models import InputSpec, Net, load
     from convscope.tour import look, report

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convscope.errors import ModelError, RequestError
 from convscope.graph import Graph, record
+from convscope.measures.optional import Asked, Progress, take
 from convscope.measures.profile import Profile
 from convscope.measures.rows import rows, totals
 from convscope.measures.training import saved_bytes
@@ -32,8 +33,10 @@ def measure(
     consistency: bool = False,
     border: bool = False,
     health: bool = False,
+    all: bool = False,
     data: Any = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Profile:
     """What every layer of a network costs and sees.
 
@@ -56,8 +59,10 @@ def measure(
         consistency: whether to measure how predictions hold under shifts, turns, scalings and noise.
         border: whether to measure how far padding reaches, and how strongly.
         health: whether to look for dead channels, and for the spread and rank of the features.
+        all: all of these; one that cannot be taken is named in `notes`, where else it is an error.
         data: images for the last three; embedded photographs by default.
         seed: every random choice of the optional measures follows from it.
+        progress: called with {"done", "total", "rate", "seconds_left", "layer"} by those that take long.
 
     Returns:
         The profile: `layers`, `totals`, `uncounted`, and the optional measures under their names.
@@ -83,6 +88,18 @@ def measure(
         graph, subject = _record(subject, may_retry=batch is None, notes=notes)
     saved = _saved(subject, notes) if training else None
     layers = rows(graph, saved=saved, backward=backward, fields=fields)
+    asked = Asked(
+        subject.net or subject.module, subject.arguments, subject.is_example, graph, data, seed, progress
+    )
+    flags = {
+        "latency": latency,
+        "memory": memory,
+        "consistency": consistency,
+        "border": border,
+        "health": health,
+    }
+    wanted = {name: flag or all for name, flag in flags.items()}
+    beside = take(asked, wanted, may_fail=all, notes=notes)
     first = graph.values[graph.inputs[0]] if graph.inputs else None
     return Profile(
         name=subject.name,
@@ -95,6 +112,7 @@ def measure(
         uncounted=_merged([row.uncounted for row in layers]),
         notes=tuple(notes),
         graph=graph,
+        **beside,
     )
 
 
@@ -106,7 +124,8 @@ class _Subject:
     arguments: tuple[Any, ...]
     name: str
     source: str
-    net: Net | None  # None where the arguments were given as tensors to a plain module
+    net: Net | None  # None where a plain module was given its arguments
+    is_example: bool  # whether the caller gave the arguments, rather than a specification
 
 
 def _subject(net: Net | nn.Module, input: Any, batch: int | None) -> _Subject:
@@ -116,31 +135,28 @@ def _subject(net: Net | nn.Module, input: Any, batch: int | None) -> _Subject:
     if not any(isinstance(item, Tensor) for item in given):
         named = as_net(net, input)
         arguments = (named.input.example(batch or 1, _device(named.module)),)
-        return _Subject(named.module, arguments, named.name, named.source, named)
+        return _Subject(named.module, arguments, named.name, named.source, named, False)
     if batch is not None:
         raise RequestError(f"batch={batch} has no meaning beside an example tensor; give one of that batch")
-    if isinstance(net, Net):
-        return _Subject(net.module, given, net.name, net.source, net)
-    if not isinstance(net, nn.Module):
-        as_net(net)  # words the refusal
-    check_initialized(net)
-    return _Subject(net, given, type(net).__name__, "module", None)
+    if isinstance(net, nn.Module):
+        check_initialized(net)
+        return _Subject(net, given, type(net).__name__, "module", None, True)
+    named = as_net(net)
+    return _Subject(named.module, given, named.name, named.source, named, True)
 
 
 def _record(subject: _Subject, *, may_retry: bool, notes: list[str]) -> tuple[Graph, _Subject]:
     """The recorded pass; on two images where the network fails on one."""
     try:
         return record(subject.module, example=subject.arguments), subject
-    except ModelError:
-        if not may_retry or subject.net is None:
+    except ModelError as error:
+        if not may_retry or subject.is_example or subject.net is None:
             raise
         pair = (subject.net.input.example(2, _device(subject.module)),)
         try:
             graph = record(subject.module, example=pair)
         except ModelError:
-            pair = ()
-        if not pair:
-            raise  # the batch was not it
+            raise error from None  # the batch was not it
     notes.append("the network fails on a batch of 1, so that all numbers are for a batch of 2")
     return graph, replace(subject, arguments=pair)
 

@@ -5,13 +5,21 @@ Values only. `convscope.measures.measure` makes them, `profile_table` prints the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
-from convscope.errors import UnknownLayer, nearest
-from convscope.graph.structure import Graph, Shape
+from convscope.errors import RequestError, UnknownLayer, nearest
+from convscope.graph.structure import Graph, Shape, split_address
 from convscope.measures.receptive_field import ReceptiveField
+
+if TYPE_CHECKING:
+    from convscope.measures.profile_columns import Column
+    from convscope.measures.profile_diff import ProfileDiff
+    from convscope.measures.profile_table import Branch
 
 MEASURES = ("latency", "memory", "consistency", "border", "health")  # optional, each a file of its own
 
@@ -48,6 +56,7 @@ class LayerRow:
         ops: operator name -> how often it ran.
         uncounted: those of them whose cost is not known, likewise.
         calls: how many calls the row sums up; more than 1 after `Profile.group`.
+        members: names of the rows it sums up; () where it is none but itself.
     """
 
     name: str
@@ -75,6 +84,7 @@ class LayerRow:
     ops: Mapping[str, int] = field(default_factory=dict)
     uncounted: Mapping[str, int] = field(default_factory=dict)
     calls: int = 1
+    members: tuple[str, ...] = ()
 
     @property
     def in_shape(self) -> Shape:
@@ -173,7 +183,8 @@ class Profile:
         totals: of the whole network, whichever rows are shown.
         uncounted: operator name -> how often it ran, of operators whose cost is not known.
         notes: what the reader should know.
-        graph: the recorded pass; None after reading a profile from a file.
+        graph: the recorded pass.
+        partial: whether `filter` left rows out.
         latency, memory, consistency, border, health: the optional measures, None where not asked for. Each
             has `to_dict()`, and `layers` (row name -> its own row) where it says something of layers.
     """
@@ -188,6 +199,7 @@ class Profile:
     uncounted: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     graph: Graph | None = None
+    partial: bool = False
     latency: Any = None
     memory: Any = None
     consistency: Any = None
@@ -211,21 +223,171 @@ class Profile:
         names = [row.name for row in self.layers]
         raise UnknownLayer(f"layer {name!r} is no row of the profile{nearest(name, names)}")
 
+    # -- rows chosen and put in order ------------------------------------------------------------------------
+
+    def sort(self, key: str = "macs", *, ascending: bool = False) -> Profile:
+        """The rows in another order, by default the most expensive first; rows without a value come last.
+
+        Args:
+            key: a column: "macs", "params", "element_ops", "activation_bytes", "peak_bytes", "intensity", "name",
+                "seconds", ...
+            ascending: the smallest first.
+
+        Raises:
+            RequestError: there is no such column.
+
+        Example:
+            >>> from torch import nn
+            >>> from convscope import measure
+            >>> p = measure(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3), nn.ReLU()), input="3x8x8")
+            >>> [row.name for row in p.sort("macs").layers]
+            ['1', '0', '2']
+        """
+        column = self._column(key)
+        values = [(column.of(self, row), row) for row in self.layers]
+        known = [(value, row) for value, row in values if value is not None]
+        known.sort(key=lambda pair: pair[0], reverse=not ascending)
+        unknown = [row for value, row in values if value is None]
+        return replace(self, layers=(*(row for _, row in known), *unknown))
+
+    def filter(
+        self,
+        names: str | Sequence[str] = "*",
+        *,
+        kind: str = "*",
+        where: Callable[[LayerRow], bool] | None = None,
+    ) -> Profile:
+        """Some of the rows; the totals stay those of the whole network.
+
+        Args:
+            names: one or several shell globs, of which a row's name must match one; `*` also matches dots.
+            kind: a glob for the class name.
+            where: further says of each row whether it stays.
+
+        Raises:
+            UnknownLayer: a glob of names matches no row.
+
+        Example:
+            >>> from torch import nn
+            >>> from convscope import measure
+            >>> p = measure(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3)), input="3x8x8")
+            >>> [row.name for row in p.filter(kind="Conv*", where=lambda row: row.params > 20).layers]
+            ['2']
+        """
+        globs = [names] if isinstance(names, str) else list(names)
+        known = [row.name for row in self.layers]
+        for glob in globs:
+            if glob != "*" and not any(_matches(name, glob) for name in known):
+                raise UnknownLayer(f"layer {glob!r} matches no row of the profile{nearest(glob, known)}")
+        kept = tuple(
+            row
+            for row in self.layers
+            if any(_matches(row.name, glob) for glob in globs)
+            and fnmatchcase(row.kind, kind)
+            and (where is None or where(row))
+        )
+        return replace(self, layers=kept, partial=self.partial or len(kept) < len(self.layers))
+
+    def group(self, depth: int) -> Profile:
+        """One row for all rows whose names begin with the same `depth` names.
+
+        Raises:
+            RequestError: depth is negative.
+
+        Example:
+            >>> from torch import nn
+            >>> from convscope import measure
+            >>> block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+            >>> p = measure(nn.Sequential(block, nn.Flatten()), input="3x8x8").group(1)
+            >>> [(row.name, row.kind, row.macs, row.element_ops) for row in p.layers]
+            [('0', 'Sequential', 768, 256), ('1', 'Flatten', 0, 0)]
+        """
+        from convscope.measures.profile_group import grouped
+
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
+            raise RequestError(f"depth={depth!r} must be a number of names from 0 on, such as 1")
+        return replace(self, layers=grouped(self.layers, depth, self.graph))
+
+    def joined(self, measure: str, name: str) -> Any:
+        """What an optional measure says of a row; None where it was not asked for, or says nothing of it."""
+        layers = getattr(getattr(self, measure), "layers", None)
+        return layers.get(name) if isinstance(layers, Mapping) else None
+
+    def __sub__(self, other: Profile) -> ProfileDiff:
+        """What this network costs more than another, layer by layer."""
+        if not isinstance(other, Profile):
+            return NotImplemented
+        from convscope.measures.profile_diff import difference
+
+        return difference(self, other)
+
+    def _column(self, key: str) -> Column:
+        from convscope.measures.profile_columns import columns
+
+        known = {column.key: column for column in columns(self, brief=False)}
+        if key not in known:
+            hint = nearest(key, known) or f"; it has {', '.join(known)}"
+            raise RequestError(f"key={key!r} is no column of the profile{hint}")
+        return known[key]
+
+    # -- shown -----------------------------------------------------------------------------------------------
+
+    def tree(self, depth: int | None = None) -> Branch:
+        """The rows gathered by module; prints as a tree.
+
+        Args:
+            depth: how many names deep; all by default.
+        """
+        from convscope.measures.profile_table import tree
+
+        return tree(self, depth)
+
+    def to_csv(self) -> str:
+        """All columns with their numbers in full, a header line first."""
+        from convscope.measures.profile_table import to_csv
+
+        return to_csv(self)
+
+    def to_markdown(self) -> str:
+        """The table as Markdown."""
+        from convscope.measures.profile_table import to_markdown
+
+        return to_markdown(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text; what is not a finite number becomes null."""
+        return json.dumps(_finite(self.to_dict()), indent=indent, allow_nan=False)
+
+    def __rich__(self) -> Any:
+        from convscope.measures.figures import to_rich
+        from convscope.measures.profile_table import sheet
+
+        return to_rich([sheet(self)])
+
+    def __str__(self) -> str:
+        from convscope.measures.figures import to_text
+        from convscope.measures.profile_table import sheet
+
+        return to_text([sheet(self)], width=1000)
+
+    def __repr__(self) -> str:
+        totals = self.totals
+        return f"Profile({self.name!r}, {len(self.layers)} layers, {totals.params:,} parameters, {totals.macs:,} MACs)"
+
+    def _repr_html_(self) -> str:
+        from convscope.site import notebook
+
+        return notebook.html(self)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
-        layers = []
-        for row in self.layers:
-            values = row.to_dict()
-            for measure in MEASURES:
-                found = self._joined(measure, row.name)
-                if found is not None:
-                    values[measure] = found.to_dict()
-            layers.append(values)
-        optional = {
-            measure: getattr(self, measure).to_dict()
-            for measure in MEASURES
-            if getattr(self, measure) is not None
-        }
+        """Plain values that JSON can hold; the optional measures whole, and their figures in the rows."""
+        from convscope.measures.profile_columns import columns
+
+        beside = [column for column in columns(self, brief=False) if column.measure]
+        layers = [
+            row.to_dict() | {column.key: column.of(self, row) for column in beside} for row in self.layers
+        ]
+        asked = [name for name in MEASURES if getattr(self, name) is not None]
         return {
             "model": self.name,
             "source": self.source,
@@ -238,10 +400,19 @@ class Profile:
             "layers": layers,
             "uncounted": [{"op": name, "count": count} for name, count in self.uncounted.items()],
             "notes": list(self.notes),
-            **optional,
+            "partial": self.partial,
+            **{name: getattr(self, name).to_dict() for name in asked},
         }
 
-    def _joined(self, measure: str, name: str) -> Any:
-        """The row of an optional measure, or None."""
-        layers = getattr(getattr(self, measure), "layers", None)
-        return layers.get(name) if isinstance(layers, Mapping) else None
+
+def _matches(name: str, glob: str) -> bool:
+    """Of a module called several times, the bare name matches every call."""
+    return fnmatchcase(name, glob) or fnmatchcase(split_address(name)[0], glob)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

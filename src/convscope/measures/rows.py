@@ -71,6 +71,7 @@ def _row(ledger: _Ledger, call: Call, numbers: list[int]) -> LayerRow:
     ops = [item.op for item in counted]
     fresh, again = _weights(ledger, numbers)
     seen, reason = _field(graph, call) if ledger.fields else (None, "not asked for")
+    window = _window(counted, graph.values)
     saved = None if ledger.saved is None else ledger.saved.get((call.name, call.index), 0)
     return LayerRow(
         name=graph.address(call),
@@ -78,7 +79,11 @@ def _row(ledger: _Ledger, call: Call, numbers: list[int]) -> LayerRow:
         functional=not call.is_leaf,
         in_shapes=call.in_shapes,
         out_shapes=call.out_shapes,
-        **_window(counted, graph.values),
+        kernel=window.kernel,
+        stride=window.stride,
+        padding=window.padding,
+        dilation=window.dilation,
+        groups=window.groups,
         params=sum(_elements(value) for value in fresh if value.source == "parameter"),
         shared_params=sum(_elements(value) for value in again if value.source == "parameter"),
         weight_bytes=sum(value.size for value in fresh),
@@ -98,7 +103,9 @@ def _row(ledger: _Ledger, call: Call, numbers: list[int]) -> LayerRow:
 
 def _weights(ledger: _Ledger, numbers: Iterable[int]) -> tuple[list[Value], list[Value]]:
     """The parameters and buffers that operations read: those not seen before, and those of earlier rows."""
-    values, fresh, again = ledger.graph.values, {}, {}
+    values = ledger.graph.values
+    fresh: dict[str, Value] = {}
+    again: dict[str, Value] = {}
     for number in numbers:
         for index in ledger.graph.ops[number].inputs:
             value = values[index]
@@ -128,34 +135,33 @@ def _field(graph: Graph, call: Call) -> tuple[ReceptiveField | None, str]:
     return field_of(trace), ""
 
 
-def _window(counted: Iterable[Counted], values: Sequence[Value]) -> dict[str, tuple[int, ...] | int | None]:
-    """Kernel, stride, padding, dilation and groups of the row's convolution or pooling, if all of it agrees."""
-    found = {}
+@dataclass(frozen=True)
+class _Window:
+    """The geometry of a convolution or pooling, one number an axis."""
+
+    kernel: tuple[int, ...] | None = None
+    stride: tuple[int, ...] | None = None
+    padding: tuple[int, ...] | None = None
+    dilation: tuple[int, ...] | None = None
+    groups: int | None = None
+
+
+def _window(counted: Iterable[Counted], values: Sequence[Value]) -> _Window:
+    """That of the row's convolution or pooling; nothing where it has several that differ."""
+    found: set[_Window] = set()
     for item in counted:
-        name = short_name(item.op)
-        given = item.op.attributes
-        if "weight" in item.op.tensors and "conv" in name and "stride" in given:
-            weight = item.op.tensors["weight"]
-            assert isinstance(weight, int)
-            kernel = values[weight].shape[2:]
-            groups: int | None = given.get("groups", 1)
+        name, given = short_name(item.op), item.op.attributes
+        weight = item.op.tensors.get("weight")
+        if isinstance(weight, int) and "conv" in name and "stride" in given:
+            kernel, groups = values[weight].shape[2:], given.get("groups", 1)
         elif "pool" in name and "kernel_size" in given:
-            kernel = each(given["kernel_size"], int(name.partition("pool")[2][0]))
-            groups = None
+            kernel, groups = each(given["kernel_size"], int(name.partition("pool")[2][0])), None
         else:
             continue
         rank = len(kernel)
-        window = (
-            tuple(kernel),
-            each(given["stride"] or kernel, rank),
-            each(given["padding"], rank),
-            each(given.get("dilation") or 1, rank),
-        )
-        found[(*window, groups)] = None
-    if len(found) != 1:
-        return {}
-    names = ("kernel", "stride", "padding", "dilation", "groups")
-    return dict(zip(names, next(iter(found)), strict=True))
+        stride, padding = each(given["stride"] or kernel, rank), each(given["padding"], rank)
+        found.add(_Window(kernel, stride, padding, each(given.get("dilation") or 1, rank), groups))
+    return found.pop() if len(found) == 1 else _Window()
 
 
 def totals(graph: Graph, layers: Sequence[LayerRow], saved: Saved | None, weights: tuple[int, int]) -> Totals:

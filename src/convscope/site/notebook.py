@@ -1,6 +1,7 @@
 """What notebooks show: self-contained HTML with the pictures inside, so that a saved notebook stays whole.
 
-_repr_html_ of a visualization -> visualization_html, of a net -> net_html, of an atlas -> atlas_html
+_repr_html_ of a visualization -> visualization_html, of a net -> net_html, of an atlas -> atlas_html, of a profile ->
+profile_html
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from convscope.errors import RequestError
 from convscope.site import formats
 from convscope.site.index import hero
+from convscope.site.profile import profile_html
 from convscope.site.sprites import is_inside
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class VisualizationLike(Protocol):
 
 
 def html(thing: Any) -> str:
-    """The notebook view of a visualization, a net or an atlas.
+    """The notebook view of a visualization, a net, a profile or an atlas.
 
     Raises:
         RequestError: There is no view for such a thing.
@@ -74,6 +76,8 @@ def html(thing: Any) -> str:
     """
     if hasattr(thing, "images") and hasattr(thing, "units"):
         return visualization_html(thing)
+    if hasattr(thing, "totals"):
+        return profile_html(thing)
     if hasattr(thing, "module") and hasattr(thing, "input"):
         return net_html(thing)
     if hasattr(thing, "manifest"):
