@@ -345,6 +345,39 @@ def test_signals_and_volumes() -> None:
     assert (found.size, found.stride) == ((4, 4, 4), (2, 2, 2))
 
 
+def test_text_is_read_from_an_example() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(9, 4)
+            self.wide, self.pool = nn.Conv1d(4, 4, 5, padding=2), nn.MaxPool1d(2)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, words: Tensor, scale: Tensor) -> Tensor:
+            x = self.pool(self.wide(self.embed(words).transpose(1, 2))) * scale
+            return self.head(x.amax(2))  # type: ignore[no-any-return]
+
+    example = (torch.zeros(2, 20, dtype=torch.long), torch.ones(1))
+    found = receptive_field(Text(), "pool", input=example)
+    assert (found.size, found.stride, found.padding, found.image) == ((6,), (2,), (2,), (20,))
+    assert receptive_field(Text(), "pool", 9, input=example) == ((16, 22),)
+    assert receptive_field(Text(), "head", input=example).is_global
+
+
+def test_the_box_of_a_position() -> None:
+    net, spec = seq(conv(3, 2, 1), nn.MaxPool2d(2)), InputSpec((2, 12, 24))
+    assert receptive_field(net, "body", (0, 5), input=spec) == ((-1, 4), (19, 24))
+    assert receptive_field(net, "body", 1, input=spec) == ((3, 8), (3, 8))
+    with pytest.raises(
+        RequestError, match=r"position=\(3, 0\) is none of layer 'body', which has 3 x 6; count from 0"
+    ):
+        receptive_field(net, "body", (3, 0), input=spec)
+    with pytest.raises(RequestError, match="has 1 indices"):
+        receptive_field(net, "body", (0,), input=spec)
+    vector = nn.Sequential(nn.Flatten(), nn.Linear(576, 3))
+    assert receptive_field(vector, "1", 0, input=spec) == ((0, 12), (0, 24))
+
+
 def test_reused_layers_are_told_apart() -> None:
     shared = conv(3)
     net = nn.Sequential(OrderedDict(first=shared, second=shared))
@@ -392,6 +425,10 @@ def test_requests_are_refused_with_reasons() -> None:
         UnknownLayer, match="layer 'conv3' is not a module of the network; did you mean 'conv"
     ):
         receptive_field(net, "conv3", input=spec)
+    with pytest.raises(
+        RequestError, match="input='64' must be an InputSpec or an example tensor with its batch axis"
+    ):
+        receptive_field(net, "conv2", input="64")  # type: ignore[call-overload]
     field = receptive_field(net, "conv2", input=spec)
     with pytest.raises(
         RequestError, match=r"position=\(1, 2, 3\) has 3 indices; give one for each of the 2 image axes"

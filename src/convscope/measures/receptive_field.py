@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from convscope.errors import RequestError
 from convscope.graph import Graph, record
@@ -108,9 +108,40 @@ class ReceptiveField:
         }
 
 
+Example: TypeAlias = InputSpec | Tensor | tuple[Any, ...]  # a specification, or the arguments themselves
+Box: TypeAlias = tuple[tuple[int, int], ...]
+
+
+@overload
 def receptive_field(
-    net: Net | nn.Module, layer: str, *, input: InputSpec | None = None, graph: Graph | None = None
-) -> ReceptiveField:
+    net: Net | nn.Module,
+    layer: str,
+    position: None = None,
+    *,
+    input: Example | None = None,
+    graph: Graph | None = None,
+) -> ReceptiveField: ...
+
+
+@overload
+def receptive_field(
+    net: Net | nn.Module,
+    layer: str,
+    position: int | Sequence[int],
+    *,
+    input: Example | None = None,
+    graph: Graph | None = None,
+) -> Box: ...
+
+
+def receptive_field(
+    net: Net | nn.Module,
+    layer: str,
+    position: int | Sequence[int] | None = None,
+    *,
+    input: Example | None = None,
+    graph: Graph | None = None,
+) -> ReceptiveField | Box:
     """The receptive field of a layer's features in the network's input.
 
     It is derived from the operations that one forward pass ran, along the union of all paths: branches,
@@ -120,15 +151,20 @@ def receptive_field(
     Args:
         net: the network.
         layer: a dotted module name; `name#k` is its k-th call, the last by default.
-        input: what to feed a plain module, or instead of the Net's own specification.
+        position: one index an axis, or one for all axes, of the feature to give the box of.
+        input: what to feed a plain module, or instead of the Net's own specification: an `InputSpec`, or an
+            example with its batch axis: images [batch, channel, height, width], signals [batch, channel,
+            length], text as whole numbers [batch, length], or a tuple of arguments of which the first is
+            looked at.
         graph: a recording of the same network, which saves running it again.
 
     Returns:
-        The field of the first tensor that the layer returns.
+        The field of the first tensor that the layer returns; with `position`, the (start, stop) of each axis
+        that this feature sees, stop excluded.
 
     Raises:
         UnknownLayer: there is no such layer, or it did not run.
-        RequestError: the layer's result does not depend on the input.
+        RequestError: the layer's result does not depend on the input, or the position is none of its own.
         ModelError: the network failed on its example input.
 
     Example:
@@ -136,9 +172,11 @@ def receptive_field(
         >>> found = receptive_field(net, "2", input=InputSpec((1, 32, 48)))
         >>> found.size, found.stride, found.padding
         ((8, 8), (2, 2), (3, 3))
+        >>> receptive_field(net, "2", (0, 23), input=InputSpec((1, 32, 48)))
+        ((-3, 5), (43, 51))
     """
     if graph is None:
-        graph = record(net, spec=input)
+        graph = recorded(net, input)
     call = graph.call(layer)
     trace = follow(graph)[call.outputs[0]] if call.outputs else None
     if trace is None or not trace.depends:
@@ -146,7 +184,39 @@ def receptive_field(
             f"layer {layer!r} gives no tensor that depends on the input, so it has no receptive field; "
             f"choose another"
         )
-    return field_of(trace)
+    found = field_of(trace)
+    if position is None:
+        return found
+    box = found.box(position)
+    places = (position,) * len(box) if isinstance(position, int) else tuple(position)
+    grid = tuple(math.prod(row.sizes) for row in found._rows)
+    if any(not 0 <= place < size for place, size in zip(places, grid, strict=True)):
+        raise RequestError(
+            f"position={places} is none of layer {layer!r}, which has {' x '.join(map(str, grid))}; "
+            f"count from 0"
+        )
+    return box
+
+
+def recorded(net: Net | nn.Module, input: Example | None = None) -> Graph:
+    """A recording of the network on what a specification draws, or on an example itself.
+
+    Example:
+        >>> import torch
+        >>> text = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 2))
+        >>> recorded(text, torch.zeros(1, 7, dtype=torch.long)).outputs("1")
+        ((1, 7, 2),)
+    """
+    if isinstance(input, Tensor) or (
+        isinstance(input, tuple) and any(isinstance(item, Tensor) for item in input)
+    ):
+        return record(net, example=input)
+    if isinstance(input, InputSpec | None):
+        return record(net, spec=input)
+    raise RequestError(
+        f"input={input!r} must be an InputSpec or an example tensor with its batch axis; give for instance "
+        f"InputSpec((3, 224, 224))"
+    )
 
 
 def field_of(trace: Trace) -> ReceptiveField:
