@@ -202,6 +202,20 @@ def test_any_floating_type_runs(tiny: Net, name: str) -> None:
         assert value.isfinite().all()
 
 
+def test_the_normalization_is_that_of_the_input(make_net: Callable[..., Net]) -> None:
+    images = torch.rand(2, 3, 4, 4)
+    for spec in (
+        InputSpec((3, 8, 8)),
+        InputSpec((3, 8, 8), mean=(1.0, 20.0, 3.0), std=(0.5, 2.0, 30.0), value_range=(-1.0, 255.0)),
+    ):
+        net = make_net(nn.Conv2d(3, 2, 3), spec.shape)
+        network = prepare(Net(net.module, spec, name="n"), record(net), [])
+        gain, shift = network.normalization
+        torch.testing.assert_close(
+            gain.view(-1, 1, 1) * images + shift.view(-1, 1, 1), network.spec.normalize(images)
+        )
+
+
 def test_automatic_types(tiny: Net, make_net: Callable[..., Net], monkeypatch: pytest.MonkeyPatch) -> None:
     dense = make_net(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 12)), (3, 32, 32))
     # 30x30x4 outputs of 27 and 19x19x8 of 576 multiplications

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from convscope.algorithms.kernels import host
 from convscope.errors import RequestError
 from convscope.features.transform import LUCID, NONE, Mover, Robust, draw
 
@@ -111,6 +112,32 @@ def test_each_picture_of_a_batch_gets_its_own_move() -> None:
     for row in range(3):
         alone = Mover(Robust(), (8, 8), CPU)(images[row : row + 1], moves[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone)
+
+
+def test_the_quick_way_is_the_same_move_normalized() -> None:
+    images = torch.cat([torch.cat([picture(11, 14, 3 * k + c) for c in range(3)], 1) for k in range(2)])
+    images.requires_grad_()
+    moves = torch.tensor([[3.0, -2.0, 1.1, 0.3], [-1, 4, 0.8, -0.2]])
+    gain, shift = torch.tensor([1.5, 2.0, 0.5]), torch.tensor([-0.5, 0.25, 0.0])
+    mover = Mover(Robust(pad=2), (11, 14), CPU)
+    if not mover.is_quick(images):
+        pytest.skip("no kernels on this machine")
+    quick = mover.look(images, moves, gain, shift)
+    plain = mover(images, moves) * gain.view(-1, 1, 1) + shift.view(-1, 1, 1)
+    torch.testing.assert_close(quick, plain, atol=2e-5, rtol=0)
+    weight = torch.rand(quick.shape)
+    (mine,) = torch.autograd.grad((quick * weight).sum(), images)
+    (his,) = torch.autograd.grad((plain * weight).sum(), images)
+    torch.testing.assert_close(mine, his, atol=1e-4, rtol=0)
+
+
+def test_what_the_quick_way_leaves_to_torch() -> None:
+    image = picture(8, 8)
+    with host.pretend(host.narrowed(0)):
+        assert not Mover(Robust(), (8, 8), CPU).is_quick(image)
+    assert not Mover(Robust(border=0.5), (8, 8), CPU).is_quick(image)
+    assert not Mover(Robust(), (8, 8), CPU).is_quick(image.double())
+    assert not Mover(Robust(), (8, 8), CPU).is_quick(torch.zeros(1, 5, 8, 8))
 
 
 def test_draws_do_not_depend_on_batch_mates() -> None:

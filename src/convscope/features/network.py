@@ -5,6 +5,7 @@ Nothing here changes what a layer computes beyond rounding, and the caller's mod
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -59,8 +60,21 @@ class Network:
 
     def feed(self, images: Tensor) -> Tensor:
         """Pictures [unit, channel, height, width] in [0, 1] to normalized input, in the network's type and layout."""
-        x = self.spec.normalize(images)
+        return self.in_type(self.spec.normalize(images))
+
+    def in_type(self, x: Tensor) -> Tensor:
+        """Normalized input in the network's type and layout."""
         return x.to(dtype=self.dtype, memory_format=torch.channels_last)
+
+    @functools.cached_property
+    def normalization(self) -> tuple[Tensor, Tensor]:
+        """(gain, shift), one number a channel each: pictures become `gain * picture + shift`."""
+        channels, (low, high) = self.spec.channels, self.spec.value_range
+        mean, std = (
+            torch.tensor(given or (usual,) * channels, dtype=torch.float64)
+            for given, usual in ((self.spec.mean, 0.0), (self.spec.std, 1.0))
+        )
+        return ((high - low) / std).float(), ((low - mean) / std).float()
 
 
 def prepare(

@@ -118,11 +118,14 @@ class Task:
 
     def pictures_moved(self, images: Tensor, moves: Tensor) -> Tensor:
         """Pictures after one move each, as network input."""
-        moved = images if self.mover.robust.is_identity else self.mover(images, moves)
-        if self.mover.robust.noise:
+        robust = self.mover.robust
+        if not robust.is_identity and not robust.noise and self.mover.is_quick(images):
+            return self.network.in_type(self.mover.look(images, moves, *self.network.normalization))
+        moved = images if robust.is_identity else self.mover(images, moves)
+        if robust.noise:
             shape = moved.shape[1:]
             drawn = torch.stack([torch.randn(shape, generator=generator) for generator in self.noises])
-            moved = moved + drawn.to(moved.device) * self.mover.robust.noise
+            moved = moved + drawn.to(moved.device) * robust.noise
         return self.network.feed(moved)
 
     def value(self, parameters: Tensor, step: int, rescue: Tensor | None) -> tuple[Tensor, Tensor | None]:

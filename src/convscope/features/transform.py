@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from convscope.algorithms.kernels import sampler
 from convscope.errors import RequestError
 
 
@@ -87,7 +89,8 @@ class Mover:
         self.robust = robust
         height, width = size
         self.size = size
-        out_height, out_width = height + 2 * robust.pad, width + 2 * robust.pad
+        self.out = (height + 2 * robust.pad, width + 2 * robust.pad)
+        out_height, out_width = self.out
         # Pixel centres of the output, measured in pixels from the middle of the canvas.
         self.y = (torch.arange(out_height, device=device) - (out_height - 1) / 2.0)[:, None]
         self.x = (torch.arange(out_width, device=device) - (out_width - 1) / 2.0)[None, :]
@@ -101,6 +104,24 @@ class Mover:
         y = sine * self.x + cosine * self.y + shift_y[:, None, None]
         return torch.stack([x * (2.0 / self.size[1]), y * (2.0 / self.size[0])], -1)
 
+    def is_quick(self, images: Tensor) -> bool:
+        """Whether `look` serves such pictures: machine code for some cases, otherwise torch's own operations."""
+        return self.robust.border == "reflect" and sampler.refuses(images) is None
+
+    def look(self, images: Tensor, moves: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        """`gain * moved + shift`, gain and shift [channel], in one pass: channels last, for `is_quick` pictures."""
+        seen: Tensor = _Look.apply(images, self.maps(moves), gain, shift, self.out)
+        return seen
+
+    def maps(self, moves: Tensor) -> Tensor:
+        """Where output pixel (row, column) looks, as `sampler.look` takes it: [unit, 6]."""
+        shift_x, shift_y, scale, angle = moves.double().unbind(1)  # each [unit]
+        cosine, sine = torch.cos(angle) / scale, torch.sin(angle) / scale
+        (height, width), (right, bottom) = self.size, ((self.out[1] - 1) / 2, (self.out[0] - 1) / 2)
+        x = shift_x - cosine * right + sine * bottom + width / 2
+        y = shift_y - sine * right - cosine * bottom + height / 2
+        return torch.stack([cosine, -sine, x, sine, cosine, y], 1).float()
+
     def __call__(self, images: Tensor, moves: Tensor) -> Tensor:
         """Moves pictures [unit, channel, height, width] by moves [unit, 4]."""
         grid = self.grid(moves)
@@ -109,6 +130,23 @@ class Mover:
         fill = float(self.robust.border)
         moved = functional.grid_sample(images - fill, grid, padding_mode="zeros", align_corners=False)
         return moved + fill
+
+
+class _Look(torch.autograd.Function):
+    """`sampler.look` with its gradient by the pictures."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, maps: Tensor, gain: Tensor, shift: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(maps, gain, shift)
+        ctx.shape = images.shape
+        return sampler.look(images, maps, gain, shift, size)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        maps, gain, shift = ctx.saved_tensors
+        return sampler.gradient(gradients[0], maps, gain, shift, ctx.shape), None, None, None, None
 
 
 def draw(robust: Robust, count: int, generators: Sequence[torch.Generator]) -> Tensor:

@@ -219,3 +219,44 @@ def test_a_value_has_no_truth_yet(module: Module) -> None:
 def test_a_wrong_text_is_refused(module: Module) -> None:
     with pytest.raises(RuntimeError, match="expected"):
         compile.build("define void @broken( {")
+
+
+def test_the_larger_and_the_smaller(module: Module) -> None:
+    a, b = some(module), some(module, 1)
+    a[0] = np.nan
+    made = lanewise(module, lambda f, a, b: f.larger(a, b) + f.constant(10.0) * f.smaller(a, b), a, b)
+    np.testing.assert_allclose(made, np.fmax(a, b) + 10 * np.fmin(a, b), rtol=1e-5)
+
+
+def test_lanes_between_bounds(module: Module) -> None:
+    a, b = some(module), some(module, 1)
+    made = lanewise(module, lambda f, a, b: f.where(f.between(a, f.constant(-0.5), b), a, f.zero()), a, b)
+    np.testing.assert_array_equal(made, np.where((a > -0.5) & (a < b), a, 0))
+
+
+def test_rounding_and_numbers(module: Module) -> None:
+    a = some(module) * 10
+    made = lanewise(
+        module,
+        lambda f, a: f.floor(a) + f.magnitude(a) * f.ramp() + f.inverse(a) * f.number(f.integer(-3)),
+        a,
+    )
+    np.testing.assert_allclose(
+        made, np.floor(a) + np.abs(a) * np.arange(module.width) - 3 / a, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_whole_parts_as_integers_and_narrow_vectors(module: Module) -> None:
+    f, (source, room, target) = entry(module, 3)
+    room.store_floor(source.load())
+    narrow = module.function("narrow", public=False, width=4, x=FLOATS, y=FLOATS, at=INT)
+    x, y, at = narrow.arguments
+    y.store((x + at).load() + narrow.ramp(), mask=narrow.lanes(3))
+    f.call(narrow, source, target, (room + 1).as_("i32").load_short())
+    values = np.abs(some(module) * 10) + 2
+    values[1] = 3.9
+    whole, result = np.zeros(module.width, np.int32), np.full(module.width, 77, np.float32)
+    call(module, values, whole, result)
+    np.testing.assert_array_equal(whole, np.floor(values))
+    np.testing.assert_allclose(result[:3], values[3:6] + np.arange(3))
+    assert (result[3:] == 77).all()

@@ -4,7 +4,8 @@ A `Module` collects functions; a `Function` hands out typed values whose operato
 
 - `Int`: a 64-bit integer, for sizes and offsets. Plain Python ints mix freely and fold away.
 - `Pointer`: an address and what it points at; `p + 3` moves by three elements, `p.load()` reads a vector.
-- `Vector`: as many float32 as the host's registers hold (`module.width`); `+ - *` and `fma`.
+- `Vector`: as many float32 as the host's registers hold (`module.width`), or fewer in a function that asks for fewer;
+  `+ - *` and `fma`.
 - `Flag`: true or false; `Mask`: one flag a lane, for the last, partly filled vector of a row.
 
 `with f.loop(0, n) as i:` is a loop, `with f.when(flag):` a condition, `f.variable(v)` a value that a loop
@@ -57,15 +58,18 @@ class Module:
         self._functions: list[Function] = []
         self._declarations: dict[str, str] = {}
 
-    def function(self, name: str, *, public: bool = True, **parameters: str) -> Function:
+    def function(
+        self, name: str, *, public: bool = True, width: int | None = None, **parameters: str
+    ) -> Function:
         """A new function; `public` ones have an address after compilation, others serve those of this module.
 
         Args:
             name: unique in the module.
             public: whether it is called from outside.
+            width: numbers in its vectors; those of the module by default.
             parameters: for each parameter its kind: `INT`, or a pointer: `FLOATS`, `INTS`, `POINTERS`.
         """
-        function = Function(self, name, public, parameters)
+        function = Function(self, name, public, parameters, width or self.width)
         self._functions.append(function)
         return function
 
@@ -171,7 +175,7 @@ class Vector(_Value):
     @property
     def type(self) -> str:  # type: ignore[override]
         """Its type in LLVM's language."""
-        return self.f.module.vector
+        return self.f.vector
 
     def _with(self, operation: str, other: Vector) -> Vector:
         return Vector(self.f, self.f.emit(f"{operation} contract {self.type} {self.name}, {other.name}"))
@@ -197,7 +201,7 @@ class Mask(_Value):
     @property
     def type(self) -> str:  # type: ignore[override]
         """Its type in LLVM's language."""
-        return f"<{self.f.module.width} x i1>"
+        return f"<{self.f.width} x i1>"
 
 
 class Pointer(_Value):
@@ -224,7 +228,7 @@ class Pointer(_Value):
         """The vector that begins here; with a mask, lanes outside it are not touched and read as 0."""
         f = self.f
         if mask is None:
-            return Vector(f, f.emit(f"load {f.module.vector}, ptr {self.name}, align {align}"))
+            return Vector(f, f.emit(f"load {f.vector}, ptr {self.name}, align {align}"))
         return Vector(f, f._masked("load", f"ptr align {align} {self.name}, {mask.type} {mask.name}"))
 
     def store(
@@ -250,6 +254,18 @@ class Pointer(_Value):
     def splat(self) -> Vector:
         """A vector whose lanes all are the one number here."""
         return self.f._splat(self.f.emit(f"load float, ptr {self.name}, align 4"))
+
+    def store_floor(self, value: Vector) -> None:
+        """Write the whole part of each lane, none negative, as an integer of 32 bits."""
+        f = self.f
+        kind = f"<{f.width} x i32>"
+        name = f.emit(f"fptosi {value.type} {value.name} to {kind}")
+        f.line(f"store {kind} {name}, ptr {self.name}, align 4")
+
+    def load_short(self) -> Int:
+        """The integer of 32 bits here."""
+        short = self.f.emit(f"load i32, ptr {self.name}, align 4")
+        return Int(self.f, self.f.emit(f"sext i32 {short} to i64"))
 
     def load_int(self) -> Int:
         """The integer here."""
@@ -301,8 +317,12 @@ class Variable:
 class Function:
     """One function being written, from its first line to its last; it returns nothing."""
 
-    def __init__(self, module: Module, name: str, public: bool, parameters: dict[str, str]) -> None:
+    def __init__(
+        self, module: Module, name: str, public: bool, parameters: dict[str, str], width: int
+    ) -> None:
         self.module = module
+        self.width = width
+        self.vector = f"<{width} x float>"
         self.name = name
         self._kinds = list(parameters.values())
         self._signature = ", ".join(
@@ -359,13 +379,13 @@ class Function:
         return Flag(self, self.emit(f"icmp {relation} i64 {_name(a)}, {_name(b)}"))
 
     def _splat(self, scalar: str, element: str = "float", lanes: str | None = None) -> Vector:
-        kind = f"<{self.module.width} x {element}>"
+        kind = f"<{self.width} x {element}>"
         single = self.emit(f"insertelement {kind} poison, {element} {scalar}, i64 0")
-        zeros = f"<{self.module.width} x i32> zeroinitializer"
+        zeros = f"<{self.width} x i32> zeroinitializer"
         return Vector(self, self.emit(f"shufflevector {kind} {single}, {kind} poison, {zeros}"))
 
     def _masked(self, what: str, operands: str) -> str:
-        vector, width = self.module.vector, self.module.width
+        vector, width = self.vector, self.width
         name, mask = f"llvm.masked.{what}.v{width}f32.p0", f"<{width} x i1>"
         if what == "load":
             self.module.declare(name, f"declare {vector} @{name}(ptr, {mask}, {vector})")
@@ -490,7 +510,7 @@ class Function:
 
     def fma(self, a: Vector, b: Vector, c: Vector) -> Vector:
         """a * b + c, rounded once."""
-        name, vector = f"llvm.fma.v{self.module.width}f32", self.module.vector
+        name, vector = f"llvm.fma.v{self.width}f32", self.vector
         self.module.declare(name, f"declare {vector} @{name}({vector}, {vector}, {vector})")
         operands = f"{vector} {a.name}, {vector} {b.name}, {vector} {c.name}"
         return Vector(self, self.emit(f"call {vector} @{name}({operands})"))
@@ -512,10 +532,61 @@ class Function:
 
     def positive(self, value: Vector) -> Vector:
         """max(value, 0), where a NaN stays one: the rectifier."""
-        vector, width = value.type, self.module.width
+        vector, width = value.type, self.width
         below = self.emit(f"fcmp ogt {vector} zeroinitializer, {value.name}")
         chosen = f"select <{width} x i1> {below}, {vector} zeroinitializer, {vector} {value.name}"
         return Vector(self, self.emit(chosen))
+
+    def larger(self, a: Vector, b: Vector) -> Vector:
+        """The larger of two in each lane; where `a` is not a number, `b`."""
+        return self._choose("ogt", a, b)
+
+    def smaller(self, a: Vector, b: Vector) -> Vector:
+        """The smaller of two in each lane; where `a` is not a number, `b`."""
+        return self._choose("olt", a, b)
+
+    def _choose(self, relation: str, a: Vector, b: Vector) -> Vector:
+        wins = self.emit(f"fcmp {relation} {a.type} {a.name}, {b.name}")
+        return Vector(
+            self, self.emit(f"select <{self.width} x i1> {wins}, {a.type} {a.name}, {b.type} {b.name}")
+        )
+
+    def between(self, value: Vector, low: Vector, high: Vector) -> Mask:
+        """The lanes in which low < value < high."""
+        above = self.emit(f"fcmp ogt {value.type} {value.name}, {low.name}")
+        below = self.emit(f"fcmp olt {value.type} {value.name}, {high.name}")
+        return Mask(self, self.emit(f"and <{self.width} x i1> {above}, {below}"))
+
+    def where(self, mask: Mask, a: Vector, b: Vector) -> Vector:
+        """`a` in the lanes of the mask, `b` in the others."""
+        return Vector(
+            self, self.emit(f"select {mask.type} {mask.name}, {a.type} {a.name}, {b.type} {b.name}")
+        )
+
+    def floor(self, value: Vector) -> Vector:
+        """The largest whole number that is not above each lane."""
+        return self._unary("floor", value)
+
+    def magnitude(self, value: Vector) -> Vector:
+        """Each lane without its sign."""
+        return self._unary("fabs", value)
+
+    def _unary(self, operation: str, value: Vector) -> Vector:
+        name = f"llvm.{operation}.v{self.width}f32"
+        self.module.declare(name, f"declare {self.vector} @{name}({self.vector})")
+        return Vector(self, self.emit(f"call {self.vector} @{name}({self.vector} {value.name})"))
+
+    def inverse(self, value: Vector) -> Vector:
+        """1 / value, rounded once."""
+        return Vector(self, self.emit(f"fdiv {value.type} {self.constant(1.0).name}, {value.name}"))
+
+    def number(self, value: Int) -> Vector:
+        """A vector whose lanes all are one integer, as a float."""
+        return self._splat(self.emit(f"sitofp i64 {value.name} to float"))
+
+    def ramp(self) -> Vector:
+        """0, 1, 2, ... in the lanes."""
+        return Vector(self, "<" + ", ".join(f"float {lane}.0" for lane in range(self.width)) + ">")
 
     def shuffle(self, a: Vector, b: Vector, lanes: Sequence[int]) -> Vector:
         """Lanes picked from two vectors: 0 to width-1 are those of `a`, the following those of `b`."""
@@ -525,7 +596,7 @@ class Function:
 
     def lanes(self, count: Int | int) -> Mask:
         """The first `count` lanes (all where count is at least the width; none where it is not positive)."""
-        width = self.module.width
+        width = self.width
         if isinstance(count, int):
             bits = ", ".join(f"i1 {str(lane < count).lower()}" for lane in range(width))
             return Mask(self, f"<{bits}>")
