@@ -44,6 +44,7 @@ VERBS = (
     "convscope.models:load",
     "convscope.models:as_net",
     "convscope.graph.record:record",
+    "convscope.measures.measure:measure",
     "convscope.measures.receptive_field:receptive_field",
     "convscope.measures.border:border_effect",
     "convscope.measures.visits:visits",

@@ -44,7 +44,7 @@ OutFlag = Annotated[bool, Parameter(show_default=False, group=_OUTPUT)]
 
 app = App(
     name="convscope",
-    help="See what every filter of a convolutional network looks for.",
+    help="See what every filter of a convolutional network looks for, and what every layer costs and sees.",
     help_epilogue="MODEL: none for the embedded EfficientNet-Lite0, or timm:NAME, torchvision:NAME, "
     "package.module:factory.",
     version=convscope.__version__,
@@ -112,6 +112,40 @@ class AtlasOptions:
     fresh: Flag = False
 
 
+@Parameter(name="*", group=_WORK)
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured, and which rows are shown in what order.
+
+    Attributes:
+        layers: Only rows of these layers, by commas, with * and ?.
+        sort: Most expensive first, by a column: macs, params, element_ops, activation_bytes, seconds, ...
+        depth: One row for all layers whose names begin with the same so many parts.
+        batch: So many images at once.
+        backward: Count the gradients' MACs too.
+        latency: Time every layer and the whole.
+        memory: Measure the peak of the memory.
+        consistency: Measure how predictions hold under shifts, turns, scalings and noise.
+        border: Measure how far padding reaches, and how strongly.
+        health: Look for dead channels.
+        all: All of these.
+        data: Images for consistency, border and health: a file or a folder; embedded ones by default.
+    """
+
+    layers: str | None = None
+    sort: str | None = None
+    depth: int | None = None
+    batch: int | None = None
+    backward: Flag = False
+    latency: Flag = False
+    memory: Flag = False
+    consistency: Flag = False
+    border: Flag = False
+    health: Flag = False
+    all: Flag = False
+    data: Path | None = None
+
+
 @Parameter(name="*", group=_OUTPUT)
 @dataclass(frozen=True)
 class OutputOptions:
@@ -127,6 +161,7 @@ class OutputOptions:
 
 
 _MODEL_DEFAULT, _ATLAS_DEFAULT, _OUTPUT_DEFAULT = ModelOptions(), AtlasOptions(), OutputOptions()
+_MEASURE_DEFAULT = MeasureOptions()
 
 
 # ---------------------------------------------------------------- verbs
@@ -138,9 +173,11 @@ def overview() -> int:
     say = _console(stderr=False).print
     say(f"[bold]convscope {convscope.__version__}[/]: see what every filter of a convolutional net looks for")
     say("  [cyan]report[/]      an atlas of the network as pages that open in any browser, offline")
-    say("  [cyan]atlas[/]       pictures and scores of many units: a folder with one manifest")
-    say("  [cyan]visualize[/]   pictures of chosen channels of one layer")
+    say(
+        "  [cyan]atlas[/]       pictures and scores of many units; [cyan]visualize[/] of chosen channels of a layer"
+    )
     say("  [cyan]look[/]        what one photograph does in the network")
+    say("  [cyan]measure[/]     what every layer costs and sees: MACs, memory, receptive field, latency, ...")
     say("  [cyan]bench conv[/]  FFT or Winograd, when: the convolution algorithms on this machine")
     say("Try next [dim](each takes --help; --list-layers names the layers of a model)[/]:")
     say("  [green]convscope report --open[/]                       the embedded ImageNet network")
@@ -294,6 +331,49 @@ def look(
     return 0
 
 
+@app.command
+def measure(
+    model: str | None = None,
+    /,
+    *,
+    tree: OutFlag = False,
+    csv: OutFlag = False,
+    markdown: OutFlag = False,
+    work: MeasureOptions = _MEASURE_DEFAULT,
+    loading: ModelOptions = _MODEL_DEFAULT,
+    output: OutputOptions = _OUTPUT_DEFAULT,
+) -> int:
+    """What every layer of MODEL costs and sees: parameters, MACs, memory, receptive field, and more.
+
+    Untrained weights do for that. Everything is counted from one recorded forward pass.
+
+    Args:
+        model: The network; the embedded EfficientNet-Lite0 by default.
+        tree: Print a tree of modules.
+        csv: Print all columns as CSV.
+        markdown: Print the table as Markdown.
+    """
+    shapes = {"--tree": tree, "--csv": csv, "--markdown": markdown, "--json": output.json}
+    if sum(shapes.values()) > 1:
+        given = " and ".join(name for name, is_given in shapes.items() if is_given)
+        raise RequestError(f"{given} were given together; ask for one.")
+    net = _load(model, loading, output)
+    with _progress(what="images") as progress:
+        found = convscope.measure(_moved(net, loading), progress=progress, **_measure_settings(work, loading))
+    if work.layers is not None:
+        found = found.filter([name.strip() for name in work.layers.split(",")])
+    found = found if work.depth is None or tree else found.group(work.depth)
+    found = found if work.sort is None else found.sort(work.sort, ascending=work.sort in ("name", "kind"))
+    if output.json:
+        print(found.to_json())
+    elif csv or markdown:
+        print(found.to_csv() if csv else found.to_markdown(), end="")
+    else:
+        _tell_profile(found, work.depth if tree else None, tree)
+    _say(f"Next: {_next_measure(model, work)}")
+    return 0
+
+
 bench = App(
     name="bench",
     help="Measure this machine.",
@@ -404,6 +484,21 @@ def _atlas_settings(work: AtlasOptions, options: ModelOptions) -> dict[str, Any]
     return chosen | _run_settings(options) | {"quick": work.quick, "fresh": work.fresh}
 
 
+def _measure_settings(work: MeasureOptions, options: ModelOptions) -> dict[str, Any]:
+    names = ("backward", "latency", "memory", "consistency", "border", "health", "all")
+    data = None if work.data is None else str(work.data)
+    chosen = {name: getattr(work, name) for name in names} | {"seed": options.seed}
+    return chosen | _given(batch=work.batch, data=data)
+
+
+def _moved(net: Net, options: ModelOptions) -> Net:
+    """The network, which is ours alone, on the device asked for."""
+    device = _device(options.device)
+    if device is not None:
+        net.module.to(device)
+    return net
+
+
 def _given(**values: Any) -> dict[str, Any]:
     """What was asked for; the rest keeps the API's own defaults."""
     return {name: value for name, value in values.items() if value is not None}
@@ -494,6 +589,12 @@ def _next_look(model: str | None) -> str:
     return f"convscope look {_words(model)}PHOTO.jpg --open   (a photograph of yours in this network)"
 
 
+def _next_measure(model: str | None, work: MeasureOptions) -> str:
+    if not (work.latency or work.all):
+        return f"convscope measure {_words(model)}--latency   (the time of every layer, and what bounds it)"
+    return f"convscope look {_words(model)}PHOTO.jpg --open   (what a photograph of yours does in it)"
+
+
 def _words(model: str | None) -> str:
     return "" if model is None else f"{shlex.quote(model)} "
 
@@ -562,6 +663,22 @@ def _tell_atlas(made: Any, facts: dict[str, Any], text: str, output: OutputOptio
     return 1 if made.units and made.failed == made.units else 0
 
 
+def _tell_profile(found: Any, depth: int | None, tree: bool) -> None:
+    """The table, or the tree, and whole measures below it; what there is to know goes to stderr."""
+    from convscope.measures import profile_table
+
+    if tree:
+        print(found.tree(depth))
+    else:
+        heads, cells = profile_table.table(found)
+        _print_table(heads, cells)
+    for name in ("latency", "memory", "consistency"):
+        result = getattr(found, name)
+        if result is not None:
+            print(f"\n{name}: {result.total}" if name == "latency" else f"\n{result}")
+    _say(f"{_escape(profile_table.heading(found))}", *map(_escape, profile_table.remarks(found)))
+
+
 def _kept(out: Path) -> str:
     return f"what is finished is kept in {out}; the same command goes on from there"
 
@@ -622,11 +739,17 @@ def _print(data: Any) -> None:
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns by spaces, never cut short, so that grep and awk work on them."""
-    lines = [[_visible(cell) for cell in cells] for cells in (header, *rows)]
+    """Columns by spaces, never cut short, so that grep and awk work on them; numbers, whose title ends in ">", to
+    the right.
+    """
+    right = [title.endswith(">") for title in header]
+    titles = [title.removesuffix(">") for title in header]
+    lines = [[_visible(cell) for cell in cells] for cells in (titles, *rows)]
     widths = [max(len(cells[column]) for cells in lines) for column in range(len(header))]
     for cells in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        columns = zip(cells, widths, right, strict=True)
+        placed = [cell.rjust(width) if number else cell.ljust(width) for cell, width, number in columns]
+        print("  ".join(placed).rstrip())
 
 
 Report = Callable[[dict[str, Any]], None]

@@ -78,6 +78,16 @@ def _refuse_opaque(module: nn.Module) -> None:
                 f"the original "
                 "module (its `_orig_mod`)"
             )
+        if type(part).__module__.startswith(_QUANTIZED) and not type(part).__name__.endswith(
+            "FloatFunctional"
+        ):
+            raise ModelError(
+                f"module {name or '(root)'!r} ({type(part).__name__}) is quantized, whose weights and operations "
+                "are packed out of sight; give the float model it was converted from"
+            )
+
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
 def _device(module: nn.Module) -> torch.device | None:
@@ -231,9 +241,12 @@ class _Recorder(TorchDispatchMode):
             where = self._failed[1] if self._failed is not None and self._failed[0] is error else ""
             shapes = ", ".join(str(list(tensor.shape)) for tensor in flatten(self._arguments))
             reason = " ".join(str(error).split())[:300]
+            advice = "give the input it expects"
+            if "meta" in reason and any(tensor.device.type == "meta" for tensor in flatten(self._arguments)):
+                advice = "it needs values, which the meta device has not, so give it weights"
             raise ModelError(
                 f"the network failed in layer {where or '(root)'!r} on an example input of shape {shapes} "
-                f"({type(error).__name__}: {reason}); give the input it expects"
+                f"({type(error).__name__}: {reason}); {advice}"
             ) from error
 
     def _graph(self, inputs: tuple[int, ...], layers: tuple[str, ...], aliases: dict[str, str]) -> Graph:

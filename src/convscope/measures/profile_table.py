@@ -118,7 +118,8 @@ class Branch:
         name: last part of its dotted name.
         kind: class name; "" for a container that is not called itself.
         params, macs, element_ops: sums.
-        parts: the modules in it, in the order of their first row.
+        parts: the modules in it, in the order of their first row; what it does between them stands last, where that
+            is more than element operations.
         calls: number of calls summed up.
     """
 
@@ -200,11 +201,19 @@ def _branch(
         if depth is not None and len(at) >= depth
         else tuple(_branch(part, (*at, part), inside, kinds, depth) for part, inside in below.items())
     )
-    every = [row for _, row in rows]
     own = [row for path, row in rows if path == at]
+    if parts and any(row.macs or row.params for row in own):
+        parts = (*parts, _summed("(between)", "", own, own, ()))
+    kind = kinds.get(".".join(at), own[-1].kind if own else "")
+    return _summed(name, kind, [row for _, row in rows], own, parts)
+
+
+def _summed(
+    name: str, kind: str, every: Sequence[LayerRow], own: Sequence[LayerRow], parts: tuple[Branch, ...]
+) -> Branch:
     return Branch(
         name=name,
-        kind=kinds.get(".".join(at), own[-1].kind if own else ""),
+        kind=kind,
         params=sum(row.params for row in every),
         macs=sum(row.macs for row in every),
         element_ops=sum(row.element_ops for row in every),

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from convscope.errors import ModelError
 from convscope.models import set_eval
@@ -33,8 +34,8 @@ def saved_bytes(module: nn.Module, arguments: tuple[Any, ...]) -> dict[tuple[str
         {('0', 0): 40, ('1', 0): 80}
     """
     try:
-        private = _trainable(module)
-        return _run(private, arguments)
+        with torch.inference_mode(False):
+            return _run(_trainable(module), tree_map(_ordinary, arguments))
     except Exception as error:  # the network's own code: anything may come
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -48,10 +49,15 @@ def _trainable(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         continuous = parameter.is_floating_point() or parameter.is_complex()
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=continuous)
+        memo[id(parameter)] = nn.Parameter(_ordinary(parameter.detach()), requires_grad=continuous)
     private = copy.deepcopy(module, memo)
     set_eval(private)
     return private
+
+
+def _ordinary(value: Any) -> Any:
+    """A tensor that was made in inference mode, which autograd refuses, is copied."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _run(module: nn.Module, arguments: tuple[Any, ...]) -> dict[tuple[str, int], int]:
@@ -87,7 +93,6 @@ def _run(module: nn.Module, arguments: tuple[Any, ...]) -> dict[tuple[str, int],
             around.callback(part.register_forward_pre_hook(enter(name), prepend=True).remove)
             around.callback(part.register_forward_hook(leave, always_call=True).remove)
         around.enter_context(torch.random.fork_rng(devices=devices))
-        around.enter_context(torch.inference_mode(False))
         around.enter_context(torch.enable_grad())
         around.enter_context(torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor))
         module(*arguments)
