@@ -168,6 +168,23 @@ def test_a_spread_of_resolutions_is_the_default(tiny: Net) -> None:
     assert len(found) == 6
 
 
+def test_maps_resized_outside_of_any_layer_are_looked_at() -> None:
+    class Masks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = conv(1, 2, 2, stride=2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": nn.functional.interpolate(self.down(x), scale_factor=2.0)}
+
+    found = consistency(Masks().double(), noise(2, 1, 12, 12), moves=())
+    assert list(found.layers) == ["down", ""]
+    assert errors(found.layers[""])[0] is not None
+    assert found.layers[""].stride == (Fraction(1),) * 2
+    assert "(output)" in str(found)
+    assert "whether it moves along with the input is told of layers" in found.notes[0]
+
+
 def test_blocks_are_chosen_before_their_parts() -> None:
     def block(a: int, b: int) -> nn.Module:
         return nn.Sequential(conv(a, b, 3, stride=2, padding=1), nn.ReLU(), conv(b, b, 1), nn.ReLU())

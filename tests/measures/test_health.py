@@ -16,8 +16,10 @@ from torch.nn import functional
 
 import conftest
 from convscope.errors import RequestError, UnknownLayer
+from convscope.measures import channels as channels_module
 from convscope.measures import health as health_module
-from convscope.measures.health import Health, effective_rank
+from convscope.measures.channels import effective_rank
+from convscope.measures.health import Health
 from convscope.models import Net
 
 health = conftest._traceless(health_module.health)
@@ -47,7 +49,7 @@ def reference_rank(values: np.ndarray) -> float:
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_streamed_figures_equal_those_of_the_whole(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_module, "_CHUNK", 200)
+    monkeypatch.setattr(channels_module, "_CHUNK", 200)
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 6, 3).double()
     net = nn.Sequential(conv, nn.ReLU())
@@ -122,6 +124,19 @@ def test_few_images_limit_the_rank() -> None:
     assert 1 < row.effective_rank <= 4
     alone = health(net, normal(1, 20, 2, 2), layers="2").layers["2"]
     assert (alone.effective_rank, alone.rank_limit) == (0.0, 0)
+
+
+@pytest.mark.parametrize("positions", [1, 5, 11, 12, 13, 60, 1500])
+def test_rank_is_the_same_before_and_after_there_are_more_positions_than_channels(positions: int) -> None:
+    values = normal(positions, 12, seed=positions) @ torch.diag(torch.linspace(1, 0.1, 12).double()) + 5
+    covariance = channels_module.Covariance(12)
+    for rows in values.split(4):
+        covariance.add(rows)
+    rank, limit = covariance.rank()
+    assert limit == min(12, positions - 1)
+    assert rank == pytest.approx(0 if positions == 1 else reference_rank(values.T.numpy()), rel=1e-6)
+    assert (covariance.products is None) == (positions <= 12)
+    assert covariance.waiting <= 12
 
 
 def test_effective_rank_by_hand() -> None:

@@ -336,7 +336,8 @@ class _Run:
             shape = " x ".join(map(str, output.shape[1:]))
             self.remarks = (
                 f"the output ({shape}) is not class scores: there is no top-1, its relative change and cosine "
-                "say how far it holds",
+                "say how far it holds"
+                + ("; whether it moves along with the input is told of layers" if output.ndim > 2 else ""),
             )
 
     def _compare(self, moved: Tensor, still: Tensor) -> Tensor:
@@ -411,7 +412,7 @@ def _sheet_of_layers(title: str, layers: Mapping[str, LayerShift]) -> Sheet:
     for name, row in layers.items():
         where = (" x ".join(map(str, row.grid)), " x ".join(str(step) for step in row.stride))
         figures = (*cells(row.equivariance), *cells(row.one_pixel), *cells(row.invariance))
-        rows.append((name, *where, *figures))
+        rows.append((name or "(output)", *where, *figures))
     heads = ("moves along: error>", "cosine>", "by one pixel: error>", "cosine>", "stays: error>", "cosine>")
     columns = ("layer", "grid>", "stride>", *heads)
     notes = (

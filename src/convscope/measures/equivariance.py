@@ -49,7 +49,7 @@ class LayerShift:
     """What a shift of the input does to a layer's output.
 
     Attributes:
-        layer: address of the call.
+        layer: address of the call; "" is the network itself.
         kind: class name of the module.
         grid: positions along each axis of the input; all 1 where there are none left.
         stride: pixels of the input from one position to the next; 0 where there is one position.
@@ -149,6 +149,13 @@ def plan(graph: Graph, frame: Frame, layers: str | Sequence[str] | None) -> list
 def _spread(graph: Graph) -> dict[str, Call]:
     """Of each resolution the layer in which most happens, the later of equals; more between where these are few."""
     usable = [call for call in graph.calls if call.name and has_channels(graph, call)]
+    root = graph.calls[-1]
+    if (
+        root.outputs
+        and root.outputs[0] not in {call.outputs[0] for call in usable}
+        and has_channels(graph, root)
+    ):
+        usable.append(root)  # a network may resize its maps outside of any layer
     inside = _calls_inside(graph)
     most: dict[tuple[int, ...], Call] = {}
     for call in usable:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convscope.errors import RequestError
-from convscope.graph import Call, Graph, Layout, Op, layout
+from convscope.graph import Call, Graph, layout
+from convscope.measures.channels import Channels, Function
 from convscope.measures.figures import Sheet, to_html, to_rich, to_text
 from convscope.measures.samples import (
     LIMIT,
@@ -31,20 +31,7 @@ from convscope.measures.samples import (
 )
 from convscope.models import InputLike, Net
 
-_RANGE = 1e-6  # of the layer's largest value: a channel that varies by less is constant
-_NEAR = 0.01  # of an activation's range: so near to its bound is saturated
-_CHUNK = 2**20  # values reduced at a time
 _COVARIANCES = 2**30  # bytes of covariance matrices at most
-_POSITIONS = 256  # of a map at most that its covariance is taken from
-_ENOUGH = 16  # positions a channel, over all images
-_FEW = 64  # positions of a map that are always taken
-
-# Operators after which a value above zero means "on".
-_RECTIFIERS = {
-    *("relu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "threshold"),
-    *("elu", "celu", "selu", "gelu", "silu", "mish", "hardswish"),
-}
-_BOUNDED = {"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -244,9 +231,9 @@ def health(
         calls, skipped = _chosen(ready.graph, layers)
         ranked = _affordable(ready.graph, calls)
         gathered = {
-            address: _Gathered(
+            address: Channels(
                 layout(ready.graph, address),
-                _maker(ready.graph, call),
+                Function.of_call(ready.graph, call),
                 ready.count if address in ranked else 0,
             )
             for address, call in calls.items()
@@ -258,7 +245,7 @@ def health(
                 images += len(view.names)
                 meter.finished(len(view.names), "")
     unseen = {address: "it did not run on the data" for address, part in gathered.items() if not part.started}
-    rows = {a: gathered[a].row(a, call.kind) for a, call in calls.items() if a not in unseen}
+    rows = {a: _row(a, call.kind, gathered[a]) for a, call in calls.items() if a not in unseen}
     notes = list(ready.notes)
     if len(ranked) < len(calls):
         notes.append(
@@ -266,21 +253,6 @@ def health(
             "over 1 GiB; name them with layers= to have it"
         )
     return Health(ready.name, ready.source, images, rows, skipped | unseen, tuple(notes))
-
-
-def effective_rank(singular_values: Sequence[float] | np.ndarray | Tensor) -> float:
-    """exp of the entropy of singular values divided by their sum (Roy and Vetterli, "The effective rank", 2007).
-
-    Example:
-        >>> effective_rank([2.0, 2.0, 0.0]), effective_rank([0.0, 0.0])
-        (2.0, 0.0)
-    """
-    values = np.abs(np.asarray(singular_values, dtype=np.float64))
-    total = values.sum()
-    if not total > 0:
-        return 0.0
-    p = values[values > 0] / total
-    return float(np.exp(-(p * np.log(p)).sum()))
 
 
 # ---------------------------------------------------------------- which layers
@@ -324,174 +296,30 @@ def _affordable(graph: Graph, calls: Mapping[str, Call]) -> set[str]:
     return kept
 
 
-def _maker(graph: Graph, call: Call) -> Op | None:
-    """The operation that made a call's output."""
-    return next((op for op in reversed(graph.ops) if call.outputs[0] in op.outputs), None)
-
-
-@dataclass(frozen=True)
-class _Function:
-    """What is known of the function that made an output: whether it rectifies, and where it saturates."""
-
-    rectifies: bool = False
-    below: float = -math.inf  # saturated where at most so much
-    above: float = math.inf  # or at least so much
-
-    @property
-    def saturates(self) -> bool:
-        return math.isfinite(self.below) or math.isfinite(self.above)
-
-    @classmethod
-    def of(cls, op: Op | None) -> _Function:
-        if op is None:
-            return cls()
-        name = op.name.removeprefix("aten.").removesuffix("_")
-        if name in _BOUNDED:
-            bottom, top = _BOUNDED[name]
-            slack = _NEAR * (top - bottom)
-            return cls(False, bottom + slack, top - slack)
-        if name in ("hardtanh", "clamp", "clamp_min", "relu6"):
-            low, high = (_number(op, keys) for keys in (("min_val", "min"), ("max_val", "max")))
-            below = low if low is not None and low != 0 else -math.inf
-            return cls(low == 0, below, math.inf if high is None else high)
-        return cls(name in _RECTIFIERS or op.name.removeprefix("aten.") in _RECTIFIERS)
-
-
-def _number(op: Op, keys: Sequence[str]) -> float | None:
-    found = next((op.attributes[key] for key in keys if key in op.attributes), None)
-    return float(found) if isinstance(found, int | float) else None
-
-
-# ---------------------------------------------------------------- gathering
-
-
-class _Gathered:
-    """What has been seen of one layer."""
-
-    def __init__(self, found: Layout, maker: Op | None, images: int) -> None:
-        """`images` to come; 0 for no covariance."""
-        self.found = found
-        self.function = _Function.of(maker)
-        self.covariance = _Covariance(found.channels) if images else None
-        wanted = max(_FEW, math.ceil(_ENOUGH * found.channels / max(images, 1)))
-        self.positions = min(wanted, _POSITIONS)  # of a map, for the covariance
-        channels = found.channels
-        self.count, self.mean, self.m2, self.zeros, self.saturated = (
-            torch.zeros(channels, dtype=torch.float64) for _ in range(5)
-        )
-        self.low = torch.full((channels,), math.inf, dtype=torch.float64)
-        self.high = torch.full((channels,), -math.inf, dtype=torch.float64)
-        self.nonfinite = 0
-        self.started = False
-
-    def add(self, output: Tensor) -> None:
-        """A batch of the layer's output."""
-        self.started = True
-        maps = self.found.as_map(output).flatten(2)  # [image, channel, position]
-        step = max(1, _CHUNK // max(maps[0].numel(), 1))
-        for start in range(0, len(maps), step):
-            self._add(maps[start : start + step].double())
-
-    def _add(self, maps: Tensor) -> None:
-        """maps: Tensor [image, channel, position] in float64."""
-        axes = (0, 2)
-        whole = bool(maps.sum().isfinite())
-        if whole:
-            count = torch.full((maps.shape[1],), float(maps[:, 0].numel()), dtype=torch.float64)
-            variance, mean = torch.var_mean(maps, axes, correction=0)
-            m2, low, high = variance.cpu() * count, maps.amin(axes), maps.amax(axes)
-        else:
-            finite = maps.isfinite()
-            self.nonfinite += int((~finite).sum())
-            count = finite.sum(axes).double().cpu()
-            seen = torch.where(finite, maps, torch.nan)
-            mean = seen.nanmean(axes).nan_to_num(0.0)
-            m2 = (seen - mean[:, None]).square().nansum(axes).cpu()
-            low = torch.where(finite, maps, math.inf).amin(axes)
-            high = torch.where(finite, maps, -math.inf).amax(axes)
-        self._merge(count, mean.cpu(), m2)
-        self.low, self.high = self.low.minimum(low.cpu()), self.high.maximum(high.cpu())
-        self.zeros += (maps == 0).sum(axes).cpu()
-        if self.function.saturates:
-            bound = (maps <= self.function.below) | (maps >= self.function.above)
-            self.saturated += (bound & maps.isfinite()).sum(axes).cpu()
-        if self.covariance is not None:
-            places = maps.shape[2]
-            if places > self.positions:
-                maps = maps[:, :, torch.arange(self.positions, device=maps.device) * places // self.positions]
-            rows = maps.transpose(1, 2).flatten(0, 1)  # [position, channel]
-            self.covariance.add(rows if whole else rows[rows.isfinite().all(1)])
-
-    def _merge(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
-        """Means and squared deviations of two parts become those of both (Chan, Golub and LeVeque, 1983)."""
-        total = self.count + count
-        safe = total.clamp_min(1)
-        gap = mean - self.mean
-        self.m2 += m2 + gap * gap * self.count * count / safe
-        self.mean += gap * count / safe
-        self.count = total
-
-    def row(self, address: str, kind: str) -> LayerHealth:
-        """The figures."""
-        known = self.count > 0
-        total = float(self.count.sum())
-        mean = float((self.count * self.mean).sum() / total) if total else math.nan
-        m2 = float((self.m2 + self.count * (self.mean - mean) ** 2)[known].sum())
-        largest = float(torch.maximum(self.low.abs(), self.high.abs())[known].max()) if total else 0.0
-        still = self.high - self.low <= _RANGE * largest
-        if self.function.rectifies:
-            still |= self.high <= 0
-        rank, limit = (None, self.found.channels) if self.covariance is None else self.covariance.rank()
-        unknown = torch.where(known, 0.0, math.nan)
-        return LayerHealth(
-            layer=address,
-            kind=kind,
-            channels=self.found.channels,
-            values=int(self.count.max()),
-            dead=tuple((still & known).nonzero()[:, 0].tolist()),
-            rule="constant or never above 0" if self.function.rectifies else "constant",
-            mean=mean,
-            std=math.sqrt(m2 / total) if total else math.nan,
-            channel_mean=self.mean + unknown,
-            channel_std=(self.m2 / self.count.clamp_min(1)).sqrt() + unknown,
-            channel_min=self.low + unknown,
-            channel_max=self.high + unknown,
-            sparsity=float(self.zeros.sum()) / total if total else math.nan,
-            saturated=float(self.saturated.sum()) / total if self.function.saturates and total else None,
-            effective_rank=rank,
-            rank_limit=limit,
-            nonfinite=self.nonfinite,
-        )
-
-
-class _Covariance:
-    """The covariance of a layer's channels, over positions as they come."""
-
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
-        self.count = 0
-        self.origin = self.sum = self.products = torch.empty(0)  # made on the device of the first rows
-
-    def add(self, rows: Tensor) -> None:
-        """rows: Tensor [position, channel] in float64."""
-        if not len(rows):
-            return
-        if not self.count:
-            self.origin = rows.mean(0)  # near the mean, so that little is lost by cancelling
-            self.sum, self.products = rows.new_zeros(self.channels), rows.new_zeros((self.channels,) * 2)
-        rows = rows - self.origin
-        self.count += len(rows)
-        self.sum += rows.sum(0)
-        self.products.addmm_(rows.T, rows)
-
-    def rank(self) -> tuple[float, int]:
-        """The effective rank, and the most it could be."""
-        if not self.count:
-            return 0.0, 0
-        mean = self.sum / self.count
-        covariance = self.products / self.count - torch.outer(mean, mean)
-        eigenvalues = torch.linalg.eigvalsh(covariance.cpu()).clamp_min(0)
-        # What rounding leaves of a dimension that is not there is no dimension.
-        noise = eigenvalues.max() * self.channels * torch.finfo(torch.float64).eps
-        kept = torch.where(eigenvalues > noise, eigenvalues, 0.0)
-        return effective_rank(kept.sqrt().numpy()), min(self.channels, self.count - 1)
+def _row(address: str, kind: str, seen: Channels) -> LayerHealth:
+    known = seen.count > 0
+    total = float(seen.count.sum())
+    mean = float((seen.count * seen.mean).sum() / total) if total else math.nan
+    m2 = float((seen.m2 + seen.count * (seen.mean - mean) ** 2)[known].sum())
+    rectifies, saturates = seen.function.rectifies, seen.function.saturates
+    rank, limit = (None, seen.channels) if seen.covariance is None else seen.covariance.rank()
+    unknown = torch.where(known, 0.0, math.nan)
+    return LayerHealth(
+        layer=address,
+        kind=kind,
+        channels=seen.channels,
+        values=int(seen.count.max()),
+        dead=seen.dead(),
+        rule="constant or never above 0" if rectifies else "constant",
+        mean=mean,
+        std=math.sqrt(m2 / total) if total else math.nan,
+        channel_mean=seen.mean + unknown,
+        channel_std=(seen.m2 / seen.count.clamp_min(1)).sqrt() + unknown,
+        channel_min=seen.low + unknown,
+        channel_max=seen.high + unknown,
+        sparsity=float(seen.zeros.sum()) / total if total else math.nan,
+        saturated=float(seen.saturated.sum()) / total if saturates and total else None,
+        effective_rank=rank,
+        rank_limit=limit,
+        nonfinite=seen.nonfinite,
+    )
