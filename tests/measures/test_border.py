@@ -283,6 +283,10 @@ def test_a_convolution_worked_by_hand() -> None:
     assert row.change == pytest.approx(2 * 9 / level / 5)
     assert row.profile == (pytest.approx(9 / level), 0, 0)
     assert (found.margin, found.content, found.fill, row.covered) == ((2,), 1.0, "none", True)
+    short = border_effect(net, pictures[:, :, 1:-1], input=torch.zeros(1, 1, 5), margin=4)
+    # 7 of 13 pixels are its own, and all of the 7 that the layer sees
+    assert (short.content, short.layers["0"].content, short.fill) == (7 / 13, 1, "reflect")
+    assert torch.equal(short.layers["0"].change_map, row.change_map)  # type: ignore[arg-type]
 
 
 def test_without_padding_nothing_is_touched_and_nothing_changes() -> None:
@@ -330,6 +334,7 @@ def test_a_picture_too_small_goes_on_by_reflection_or_as_asked() -> None:
         found = border_effect(net, pictures, input=spec, fill=fill, margin=1)  # type: ignore[arg-type]
         assert found.fill == fill
         assert found.content == pytest.approx(13 / 14 * 12 / 14)
+        assert found.layers["0"].content == found.content
         seen[fill] = found.layers["0"].change
     assert len(set(seen.values())) == 3
     assert border_effect(net, data(1, 2, 14, 14), input=spec, margin=1).fill == "none"
@@ -366,9 +371,10 @@ def test_layers_that_cannot_be_compared_say_why() -> None:
     rows = border_effect(fixed, data(1, 2, 40, 40, dtype=torch.float), input=SPEC, layers=["0", "2"]).layers
     assert rows["0"].change is not None
     assert (rows["2"].share > 0, rows["2"].note) == (True, "does not run at 16 x 20")
-    zero = chain(conv(3, 1, 1), Lambda(lambda x: x * 0))
-    row = border_effect(zero, data(1, 2, 40, 40, dtype=torch.float), input=SPEC).layers["1"]
-    assert (row.change, row.note) == (None, "all features are 0")
+    for scale, note in ((0, "all features are 0"), (torch.inf, "its features are not finite")):
+        odd = chain(conv(3, 1, 1), Lambda(lambda x, scale=scale: x * scale))
+        row = border_effect(odd, data(1, 2, 40, 40, dtype=torch.float), input=SPEC).layers["1"]
+        assert (row.change, row.note) == (None, note)
 
 
 def test_an_extension_short_of_the_field_is_told() -> None:

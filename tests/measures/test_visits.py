@@ -158,6 +158,26 @@ def test_gates_and_products_do_not_multiply_the_readings() -> None:
     assert (found.centre, found.corner) == (9, 4)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_reads_what_its_query_reads(fused: bool) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.qkv = nn.Conv2d(1, 4, 3, 2), nn.Linear(4, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            x = torch.cat([x.new_zeros(1, 1, 4), x], 1)  # a class token
+            q, k, v = self.qkv(x)[:, None].chunk(3, 3)
+            if fused:
+                return F.scaled_dot_product_attention(q, k, v)[:, 0, 1:]
+            weights = (q @ k.transpose(2, 3)).softmax(3)
+            return (weights @ v)[:, 0, 1:]
+
+    net = nn.Sequential(OrderedDict(body=Attention()))
+    assert torch.equal(visits(net, "body", input=SPEC).counts, visits(net, "body.patch", input=SPEC).counts)
+
+
 def test_global_pooling_and_classifiers_are_one_window() -> None:
     net = nn.Sequential(conv(3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4))
     for layer in ("1", "3"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convscope.errors import ModelError, RequestError
 from convscope.graph import Graph, record, resolve
 from convscope.graph.rules import follow
-from convscope.measures.feeding import FILLS, Data, Fill, Place, Subject, feed, place, reading, subject
+from convscope.measures.feeding import FILLS, Data, Fed, Fill, Place, Subject, feed, place, reading, subject
 from convscope.measures.receptive_field import Example, ReceptiveField, field_of
 from convscope.measures.replay import Touching, replay
 from convscope.measures.visits import border_distance
@@ -44,6 +44,8 @@ class BorderLayer:
         touched: Tensor [*grid] of bool, through local paths where there are any.
         is_global: whether a path sees the whole image, so that inner positions may change as well.
         covered: whether the picture was extended by all that the layer's features see; None where not measured.
+        content: mean share of what the features see in the extended pictures that is their own content rather than
+            filled in; None where not measured.
         change_map: Tensor [*grid] of float64: the norm over channels (root mean square over images) of what changes
             when the picture goes on in place of padding, relative to that of the features themselves over all
             positions; None where it cannot be measured, and `note` says why.
@@ -61,6 +63,7 @@ class BorderLayer:
     touched: Tensor
     is_global: bool
     covered: bool | None = None
+    content: float | None = None
     change_map: Tensor | None = None
     strength: float | None = None
     note: str = ""
@@ -104,6 +107,7 @@ class BorderLayer:
             "reach_pixels": [list(pair) for pair in self.reach_pixels],
             "is_global": self.is_global,
             "covered": self.covered,
+            "content": self.content,
             "change": self.change,
             "border_change": self.border_change,
             "interior_change": self.interior_change,
@@ -463,20 +467,25 @@ class _Measured:
         ] = {}  # key -> its place at the larger size, shift
         self.sums: dict[str, _Sums] = {}
         self.notes: dict[str, str] = {}
+        self.fed: list[Fed] = []
+
+    def _content(self, size: Sequence[int]) -> float:
+        return sum(fed.content(size) for fed in self.fed) / len(self.fed)
 
     def run(self, data: Data, samples: int, fill: Fill, seed: int, left_out: Mapping[str, str]) -> Border:
         source, inputs = feed(self.told, data, self.large, samples, fill, seed)
         module = self.told.module()
-        count, content = 0, 0.0
+        count = 0
         with preserved(module), torch.no_grad():
             for fed in inputs:
                 if count == 0:
                     self._line_up(module, fed.x)
                 for group in self._groups():
                     self._compare(module, group, fed.x)
-                count, content = count + 1, content + fed.content
+                count += 1
+                self.fed.append(replace(fed, x=torch.empty(0)))  # its picture is needed no more
         rows = {item.key: self._row(item, module) for item in self.places}
-        own = content / count
+        own = self._content(self.large)
         filled = "none" if own == 1 else fill
         return Border(rows, self.told.size, self.margin, source, count, filled, own, left_out)
 
@@ -550,14 +559,21 @@ class _Measured:
         if sums is None:
             return replace(row, note="; ".join(notes))
         level = float(sums.extended.mean())
-        if level == 0:
-            return replace(row, note="; ".join([*notes, "all features are 0"]))
+        if level == 0 or not math.isfinite(level + float(sums.plain.sum())):
+            notes.append("all features are 0" if level == 0 else "its features are not finite")
+            return replace(row, note="; ".join(notes))
         need = _needed(self.told, item)
         assert need is not None
         touched = row.touched
         there = float(sums.extended[touched].sum())
         row = replace(
             row,
+            content=self._content(
+                [
+                    size + 2 * min(wanted, more)
+                    for size, wanted, more in zip(self.told.size, need, self.margin, strict=True)
+                ]
+            ),
             covered=all(more >= wanted for more, wanted in zip(self.margin, need, strict=True)),
             change_map=(sums.change / level).sqrt(),
             strength=math.sqrt(float(sums.plain[touched].sum()) / there) if there > 0 else None,

@@ -87,11 +87,16 @@ class Fed:
 
     Attributes:
         x: Tensor [1, channel, *size], as the network takes it; [1, length] for text.
-        content: share of it that is the picture's own content, rather than filled in.
+        own: number of positions along each axis that are the picture's own content, in the middle; what is around
+            them is filled in.
     """
 
     x: Tensor
-    content: float
+    own: tuple[int, ...]
+
+    def content(self, size: Sequence[int]) -> float:
+        """Share of the middle part of this size that is the picture's own."""
+        return math.prod(min(own, want) / want for own, want in zip(self.own, size, strict=True))
 
 
 def feed(
@@ -119,7 +124,7 @@ def feed(
             )
         rows = (_shaped(row, size, fill, grow=None) for row in data[:samples])
         dtype = subject.graph.values[subject.graph.inputs[0]].dtype
-        return "the given tensor", (Fed(x[None].to(dtype), content) for x, content in rows)
+        return "the given tensor", (Fed(x[None].to(dtype), tuple(own)) for x, own in rows)
     if spec is None:
         if data is not None:
             raise BadInput(
@@ -129,16 +134,16 @@ def feed(
         example = subject.example
         assert example is not None
         shaped = (_shaped(row, size, fill, grow=None) for row in example[:samples])
-        return "the example", (_prepared(subject, x, content) for x, content in shaped)
+        return "the example", (_prepared(subject, x, own) for x, own in shaped)
     if data is None and spec.channels not in (1, 3):
         generator = torch.Generator().manual_seed(seed)
         noise = (torch.rand((spec.channels, *size), generator=generator) for _ in range(samples))
-        return "noise", (_prepared(subject, x, 1.0) for x in noise)
+        return "noise", (_prepared(subject, x, size) for x in noise)
     found = pictures.images(data, limit=samples)
     if spec.channels not in (1, 3):
         at = spec.with_size(*size)
         return found.source, (
-            _prepared(subject, x, 1.0) for batch in found.batches(at, 1) for x in batch.images
+            _prepared(subject, x, size) for batch in found.batches(at, 1) for x in batch.images
         )
     return found.source, _photographs(subject, found, size, fill)
 
@@ -148,8 +153,8 @@ def _photographs(subject: Subject, found: Images, size: Sequence[int], fill: Fil
     assert spec is not None
     count = 0
     for sample in found:
-        x, content = _shaped(to_tensor(sample.image, spec.channels), size, fill, grow=spec.size)
-        yield _prepared(subject, x, content)
+        x, own = _shaped(to_tensor(sample.image, spec.channels), size, fill, grow=spec.size)
+        yield _prepared(subject, x, own)
         count += 1
     if not count:
         first = found.broken[0]
@@ -159,16 +164,17 @@ def _photographs(subject: Subject, found: Images, size: Sequence[int], fill: Fil
         )
 
 
-def _prepared(subject: Subject, x: Tensor, content: float) -> Fed:
-    like = subject.example
+def _prepared(subject: Subject, x: Tensor, own: Sequence[int]) -> Fed:
     if subject.spec is not None:
-        return Fed(subject.spec.normalize(x[None].to(subject.spec.dtype)), content)
-    assert like is not None
-    return Fed(x[None].to(like.dtype), content)
+        return Fed(subject.spec.normalize(x[None]).to(subject.spec.dtype), tuple(own))
+    assert subject.example is not None
+    return Fed(x[None].to(subject.example.dtype), tuple(own))
 
 
-def _shaped(x: Tensor, size: Sequence[int], fill: Fill, grow: tuple[int, int] | None) -> tuple[Tensor, float]:
-    """x [..., *place] at this size, and the share that is its own; `grow` scales pictures: down to the size, up
+def _shaped(
+    x: Tensor, size: Sequence[int], fill: Fill, grow: tuple[int, int] | None
+) -> tuple[Tensor, list[int]]:
+    """x [..., *place] at this size, and how much of it is its own; `grow` scales pictures: down to the size, up
     at least to `grow`.
     """
     if grow is not None:
@@ -179,15 +185,15 @@ def _shaped(x: Tensor, size: Sequence[int], fill: Fill, grow: tuple[int, int] | 
         if scale != 1:
             goal = [max(1, math.ceil(had * scale - 1e-9)) for had in have]
             x = functional.interpolate(x[None], goal, mode="bicubic", antialias=True)[0].clamp(0, 1)
-    content = 1.0
+    own = []
     for i, want in enumerate(size):
         axis = x.ndim - len(size) + i
         had = x.shape[axis]
         start = (had - want) // 2  # negative where places are missing
         at = torch.arange(want) + start
-        content *= min(had, want) / want
+        own.append(min(had, want))
         x = x.index_select(axis, filled(at, had, fill))
-    return x, content
+    return x, own
 
 
 def filled(at: Tensor, size: int, fill: Fill) -> Tensor:

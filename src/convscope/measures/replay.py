@@ -189,7 +189,8 @@ class _Replay:
         self.values: dict[int, Tensor] = {}
 
     def step(self, op: Op) -> None:
-        if not any(index in self.values for index in op.inputs):
+        reads = any(index in self.values for index in op.inputs)
+        if not reads or not any(self.traces[index].depends for index in op.outputs):
             return
         shapes = tuple(self.graph.values[index].shape for index in op.outputs)
         step = Step(op, self.traces, shapes)
@@ -215,8 +216,7 @@ class _Replay:
         return [self.values[index] for index in indices]
 
     def _is_local(self, index: int) -> bool:
-        reach = self.traces[index].reach
-        return bool(reach) and all(part.windows for part in reach)
+        return _has_windows(self.traces[index])
 
     def _result(self, step: Step) -> Any:
         name = step.name
@@ -307,8 +307,8 @@ class _Replay:
             if adds and not any(label in ("batch", "channel") for label in part.labels):
                 continue
             same = _alike(trace, axis)
-            if x.stride(axis) == 0 and same == part.size:  # the same in every channel: no mean needed
-                x = x.narrow(axis, 0, 1)
+            if x.stride(axis) == 0 and (same == part.size or self.local):
+                x = x.narrow(axis, 0, 1)  # one and the same all along: no mean needed
             else:
                 alike *= same
         return self.algebra.gather(x, axes, alike)
@@ -322,6 +322,15 @@ def _alike(trace: Trace, axis: int) -> int:
         if not isinstance(factor.label, int)
         and not any(steps[axis][number] for reach in trace.reach for steps in reach.windows)
     )
+
+
+def _has_windows(trace: Trace) -> bool:
+    """Whether there is a local path along every axis of the image."""
+    return trace.depends and all(part.windows for part in trace.reach)
+
+
+def _mixed_along(trace: Trace, axis: int) -> Trace:
+    return trace.mix([axis % len(trace.axes)], "") if trace.depends else trace
 
 
 def thin(x: Tensor, keep: Collection[int] = ()) -> Tensor:
@@ -390,10 +399,18 @@ def _attention(run: _Replay, step: Step) -> Tensor:
 
 def _multiplied(run: _Replay, step: Step, factors: Sequence[tuple[str, int | None]], added: str) -> Tensor:
     """A matrix product reads each factor along its inner axis, here kept with size 1; None: all of it."""
-    names = [(name, axis) for name, axis in factors if run._get(step, name) is not None]
-    if run.local:
-        near = [item for item in names if run._is_local(_index(step, item[0]))]
-        names = near or names
+    names: list[tuple[str, int | None]] = [
+        (name, axis) for name, axis in factors if run._get(step, name) is not None
+    ]
+    if run.local:  # what is gathered over positions is local no more
+        near: list[tuple[str, int | None]] = [
+            (name, axis)
+            for name, axis in names
+            if axis is not None and _has_windows(_mixed_along(run.traces[_index(step, name)], axis))
+        ]
+        names = (
+            near[:1] or names
+        )  # of attention's weights, the query's path: the key's ends in the next product
     parts = []
     for name, axis in names:
         x = run._get(step, name)
