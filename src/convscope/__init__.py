@@ -31,6 +31,8 @@ _HOME = {
     "objectives": "convscope.features.objectives:",
     "nn": "convscope.nn:",
     "algorithms": "convscope.algorithms:",
+    "rewrite": "convscope.rewrites.rewrite:rewrite",
+    "rules": "convscope.rules:",
 }
 
 __all__ = [
@@ -46,17 +48,20 @@ __all__ = [
     "objectives",
     "receptive_field",
     "report",
+    "rewrite",
+    "rules",
     "visualize",
 ]
 
 if TYPE_CHECKING:
-    from convscope import algorithms, nn
+    from convscope import algorithms, nn, rules
     from convscope.features import objectives
     from convscope.features.atlas import atlas
     from convscope.features.visualize import visualize
     from convscope.measures.measure import measure
     from convscope.measures.receptive_field import receptive_field
     from convscope.models import InputSpec, Net, load
+    from convscope.rewrites.rewrite import rewrite
     from convscope.tour import look, report
 
 

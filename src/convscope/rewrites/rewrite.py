@@ -1,0 +1,173 @@
+"""`rewrite`: a rule applied to a private copy of a network, verified, on record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from convscope.errors import RequestError
+from convscope.models import InputLike, Net, as_net
+from convscope.rewrites.base import STRENGTH, Edit, Exactness, Rule, links
+from convscope.rewrites.calibrate import Calibration
+from convscope.rewrites.text import parse
+from convscope.rewrites.work import Work
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, eq=False)
+class Rewrite:
+    """A rewritten network and the record of what was done to it.
+
+    Attributes:
+        net: the new network, with the input it takes now; the one it was made from is untouched.
+        base: the network it was made from.
+        rule: what was applied.
+        edits: one record a layer the rule was about, refusals included.
+        data: what the images were that it was fitted to, or None.
+    """
+
+    net: Net
+    base: Net
+    rule: Rule
+    edits: tuple[Edit, ...]
+    data: dict[str, Any] | None = None
+
+    @property
+    def done(self) -> tuple[Edit, ...]:
+        """The edits that were made."""
+        return tuple(edit for edit in self.edits if not edit.refused)
+
+    @property
+    def refused(self) -> tuple[Edit, ...]:
+        """The layers that were left as they are, each with its reason."""
+        return tuple(edit for edit in self.edits if edit.refused)
+
+    @cached_property
+    def exactness(self) -> Exactness:
+        """The weakest class of all edits; "exact" where nothing was changed."""
+        return max(
+            (edit.exactness for edit in self.edits if edit.exactness), key=STRENGTH.index, default="exact"
+        )
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How to make it again: plain values."""
+        from convscope.rewrites.recipe import recipe_of
+
+        return recipe_of(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "rule": str(self.rule),
+            "base": self.base.to_dict(),
+            "net": self.net.to_dict(),
+            "exactness": self.exactness,
+            "data": self.data,
+            "edits": [edit.to_dict() for edit in self.edits],
+        }
+
+    def __repr__(self) -> str:
+        return f"Rewrite({str(self.rule)!r}, {len(self.done)} edits, {len(self.refused)} refused, {self.exactness})"
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(f"{self.rule}: {self.exactness}"), title_justify="left")
+        for head in ("layer", "rule", "exactness", "error", "params", "MACs"):
+            table.add_column(head, justify="left" if head in ("layer", "rule", "exactness") else "right")
+        for edit in self.edits:
+            table.add_row(*map(Text, _cells(edit)))
+        return table
+
+    def _repr_html_(self) -> str:
+        heads = "".join(f"<th>{h}</th>" for h in ("layer", "rule", "exactness", "error", "params", "MACs"))
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(edit)) + "</tr>"
+            for edit in self.edits
+        )
+        return f"<table><caption>{escape(repr(self))}</caption><tr>{heads}</tr>{rows}</table>"
+
+
+def _cells(edit: Edit) -> tuple[str, ...]:
+    if edit.refused:
+        return edit.layer, edit.rule, f"refused: {edit.reason}", "", "", ""
+    change = lambda pair: "" if pair is None else f"{pair[0]:,} → {pair[1]:,}"  # noqa: E731
+    error = "" if edit.error is None else f"{edit.error:.1e}"
+    return edit.layer, edit.rule, str(edit.exactness), error, change(edit.params), change(edit.macs)
+
+
+def rewrite(
+    net: Net | nn.Module,
+    rule: Rule | str,
+    where: str = "*",
+    data: Any = None,
+    *,
+    input: InputLike | None = None,
+    limit: int = 256,
+    timed: bool = False,
+    seed: int = 0,
+) -> Rewrite:
+    """Applies a design choice to a trained network, keeps as much of what it learned as mathematics allows, proves it.
+
+    The caller's network is not touched: a deep copy is edited, layer by layer, in eval mode. Each replacement is tried
+    beside the layer it replaces in float64, and the network as a whole before and after each rule; a claim that does
+    not hold is an error.
+
+    Args:
+        net: a Net, or a module with `input=`.
+        rule: a rule or several joined by `|`; or their text, such as "kernel_size:5,where=features.*".
+        where: the layers it is about, on top of the rule's own `where`.
+        data: unlabelled images that data-aware rules fit to and that verification runs on: a file, a folder, `Images`
+            or a Tensor [image, channel, height, width] of network input. Without, the data-free method is used, and
+            the edit says so.
+        input: what to feed a plain module.
+        limit: at most so many images.
+        timed: measure the latency of each layer before and after.
+        seed: of the random inputs.
+
+    Returns:
+        The rewrite: `.net`, `.edits`, `.recipe`, `.save(path)`.
+
+    Raises:
+        VerificationError: a replacement does not do what its rule claims.
+        UnknownName, UnknownLayer, RequestError: the rule or `where` makes no sense for this network.
+        ModelError: the network cannot be copied or recorded (scripted, compiled, quantized).
+
+    Example:
+        >>> import torch, convscope
+        >>> from convscope import rules
+        >>> module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8))
+        >>> made = rewrite(module, rules.KernelSize(5), input="3x16x16")
+        >>> made
+        Rewrite('kernel_size:size=5', 1 edits, 0 refused, exact)
+    """
+    subject = as_net(net, input)
+    chosen = parse(rule) if isinstance(rule, str) else rule
+    if not isinstance(chosen, Rule):
+        raise RequestError(f"rule={rule!r} must be a rule of convscope.rules, or its text.")
+    calibration = Calibration(subject, data, limit, seed)
+    work = Work(subject, where, calibration, timed)
+    for one in links(chosen):
+        work.run(one)
+    if not work.edits:
+        kinds = Counter(facts.kind for facts in work.facts().values())
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6))
+        raise RequestError(f"{chosen} found nothing to do in {subject.name}, which runs {listed}.")
+    made = dataclasses.replace(
+        subject,
+        module=work.result(),
+        input=work.input,
+        name=f"{subject.name}, {chosen}",
+        source=f"rewrite of {subject.source}",
+    )
+    return Rewrite(made, subject, chosen, tuple(work.edits), calibration.description)

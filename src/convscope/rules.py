@@ -1,0 +1,11 @@
+"""The rules that `convscope.rewrite` applies: one design choice each, composable with `|`.
+
+from convscope import rewrite, rules
+
+made = rewrite(net, rules.KernelSize(5, where="features.*"))
+"""
+
+from convscope.rewrites.base import Chain, Rule
+from convscope.rewrites.kernel_size import KernelSize
+
+__all__ = ["Chain", "KernelSize", "Rule"]
