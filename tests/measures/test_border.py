@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convscope.errors import BadInput, RequestError, UnknownLayer
-from convscope.measures.border import Border, BorderLayer, border_effect
+from convscope.measures.border import border_effect
+from convscope.measures.border_table import Border, BorderLayer
 from convscope.models import InputSpec, Net
 from nan_oracle import build
 
@@ -391,7 +392,7 @@ def test_repeated_calls_and_memory_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     whole = border_effect(net, pictures, input=SPEC)
     assert list(whole.layers) == ["first#0", "act", "first#1"]
     assert whole.layers["first#1"].reach == ((2, 2), (2, 2))
-    monkeypatch.setattr("convscope.measures.border._MOST_BYTES", 1)
+    monkeypatch.setattr("convscope.measures.border_change._MOST_BYTES", 1)
     assert border_effect(net, pictures, input=SPEC).to_dict(maps=True) == whole.to_dict(maps=True)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convscope.errors import ModelError, RequestError
 from convscope.graph import Graph
 from convscope.graph.rules import follow
-from convscope.measures.border import nearest_field
+from convscope.measures.border_change import nearest_field
 from convscope.measures.feeding import Data, Place, Subject, feed, place, reading, subject
 from convscope.measures.receptive_field import Box, Example, ReceptiveField, field_of
 from convscope.models import Net, preserved

@@ -18,8 +18,9 @@ from convscope.errors import RequestError
 from convscope.graph import Call, Graph, Op
 from convscope.graph.rules import follow
 from convscope.graph.trace import Trace
+from convscope.measures.readings import Counting
 from convscope.measures.receptive_field import Example, recorded
-from convscope.measures.replay import Counting, replay, thin
+from convscope.measures.replay import replay, thin
 from convscope.models import Net
 
 if TYPE_CHECKING:
