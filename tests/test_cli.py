@@ -106,7 +106,7 @@ def test_bare_command_says_what_to_try_in_ten_lines(run: Run) -> None:
     assert len([words for words in tries if words.split()[1] in ("report", "visualize", "look")]) == 3
 
 
-@pytest.mark.parametrize("verb", ["", "report", "atlas", "visualize", "look"])
+@pytest.mark.parametrize("verb", ["", "report", "atlas", "visualize", "look", "measure"])
 def test_help(run: Run, snapshot: SnapshotAssertion, verb: str) -> None:
     code, out, err = run(*filter(None, [verb, "--help"]))
     assert (code, err) == (0, "")
@@ -309,6 +309,62 @@ def test_look_opens_its_page(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "no photograph was given; name an image file" in err
 
 
+# ---------------------------------------------------------------- measure
+
+
+def test_measure_prints_a_table(run: Run, snapshot: SnapshotAssertion) -> None:
+    code, out, err = run("measure", "clinet:make", "--input", "3x20x24")
+    assert code == 0, err
+    assert out == snapshot
+    assert "input 1x3x20x24 float32 on cpu" in err
+    assert "Next: convscope measure clinet:make --latency" in err
+
+
+def test_measure_as_json_csv_markdown_and_tree(run: Run) -> None:
+    words = ("measure", "clinet:make", "--input", "3x20x24")
+    code, out, err = run(*words, "--json", "--backward", "--batch", "2")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["input"] == [2, 3, 20, 24]
+    assert told["totals"]["macs"] == 2 * (16 * 20 * 6 * 75 + 14 * 18 * 8 * 54)
+    assert told["totals"]["backward_macs"] == 2 * (16 * 20 * 6 * 75 + 2 * 14 * 18 * 8 * 54)
+    assert [row["name"] for row in told["layers"]] == ["0", "1", "2", "3"]
+    _, out, _ = run(*words, "--csv", "--layers", "0,2", "--sort", "macs")
+    assert [line.split(",")[:2] for line in out.splitlines()] == [
+        ["name", "kind"],
+        ["0", "Conv2d"],
+        ["2", "Conv2d"],
+    ]
+    _, out, _ = run(*words, "--markdown", "--depth", "0")
+    assert out.splitlines()[4].startswith("| (network) | Sequential | 1x8x14x18 |")
+    _, out, _ = run(*words, "--tree")
+    assert [line.split()[1] for line in out.splitlines()[1:]] == ["0", "1", "2", "3"]
+
+
+def test_measure_asks_for_what_is_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def fail(net: Net, **settings: Any) -> None:
+        seen.update(settings)
+        raise RequestError("enough")
+
+    monkeypatch.setattr(convscope, "measure", fail, raising=False)
+    words = "measure clinet:make --input 24 --health --border --data photos --seed 3 --device cpu"
+    assert run(*words.split())[0] == 2
+    wanted = {"health": True, "border": True, "latency": False, "data": "photos", "seed": 3}
+    assert {key: seen[key] for key in wanted} == wanted
+
+
+def test_measure_tells_whole_measures_below(run: Run) -> None:
+    code, out, err = run("measure", "clinet:make", "--input", "16", "--memory", "--latency", "--threads", "1")
+    assert code == 0, err
+    header = out.splitlines()[0].split()
+    assert {"time", "bound"} <= set(header)
+    assert re.search(r"\nlatency: [0-9.]+ .s", out)
+    assert re.search(r"\nmake on 1x3x16x16: peak memory", out)
+    assert "Next: convscope look clinet:make PHOTO.jpg --open" in err
+
+
 # ---------------------------------------------------------------- how the model is loaded
 
 
@@ -357,6 +413,10 @@ def test_threads_are_set_for_the_run_only(run: Run, fake: Any, monkeypatch: pyte
         ("report --stepz 3", "Unknown option: --stepz. Did you mean --steps"),
         ("report --steps many", 'unable to convert "many" into int; see convscope report --help.'),
         ("visualize", "no layer was given"),
+        ("measure --tree --csv", "were given together; ask for one."),
+        ("measure --sort mac", "key='mac' is no column of the profile; did you mean 'macs'"),
+        ("measure --depth -1", "depth=-1 must be a number of names from 0 on, such as 1"),
+        ("measure --layers zzz", "layer 'zzz' matches no row of the profile"),
         ("look", "no photograph was given"),
         (
             "visualize conv1 --channels 1-3",

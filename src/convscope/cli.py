@@ -675,7 +675,8 @@ def _tell_profile(found: Any, depth: int | None, tree: bool) -> None:
     for name in ("latency", "memory", "consistency"):
         result = getattr(found, name)
         if result is not None:
-            print(f"\n{name}: {result.total}" if name == "latency" else f"\n{result}")
+            print()
+            _console(stderr=False).print(f"latency: {result.total}" if name == "latency" else result)
     _say(f"{_escape(profile_table.heading(found))}", *map(_escape, profile_table.remarks(found)))
 
 

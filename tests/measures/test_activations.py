@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from convscope import measure
 from convscope.graph import record
 from convscope.measures.activations import live_bytes
+from convscope.measures.memory import peak_memory
 from convscope.measures.profile import Profile
 from convscope.measures.training import saved_bytes
 
@@ -83,6 +84,22 @@ def test_an_expanded_tensor_is_as_small_as_it_is() -> None:
             return x.expand(1, 64, 100)
 
     assert profile(Net()).totals.activation_bytes == UNIT
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64)),
+        nn.Sequential(nn.Linear(64, 64), nn.ReLU(inplace=True), nn.Linear(64, 8), nn.Softmax(-1)),
+        nn.TransformerEncoderLayer(64, 4, 128, batch_first=True),
+        nn.Sequential(nn.Unflatten(1, (4, 4)), nn.AvgPool2d((1, 2)), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1)),
+    ],
+)
+def test_the_allocator_measures_the_same(net: nn.Module) -> None:
+    """Where operations need no workspace: torch's profiler sees every allocation."""
+    x = torch.rand(32, 16, 64)
+    p = measure(net.eval(), input=x, fields=False, training=False)
+    assert p.totals.activation_bytes - 4 * x.numel() == peak_memory(net, example=x).inference
 
 
 def test_half_precision_takes_half() -> None:

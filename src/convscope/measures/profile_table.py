@@ -57,6 +57,14 @@ def remarks(profile: Profile) -> list[str]:
     shared = sum(row.shared_params > 0 for row in profile.layers)
     if shared:
         found.append(f"{shared} rows use parameters of an earlier row, which count there")
+    if profile.memory is not None:
+        found.append(
+            f"a pass was measured to add {size(profile.memory.inference)} to weights and input at its peak"
+        )
+    if profile.consistency is not None:
+        for name, moved in profile.consistency.moves.items():
+            if moved.pooled.agreement is not None:
+                found.append(f"top-1 holds under {name}: {moved.pooled.agreement.percent()}")
     return [*found, *profile.notes]
 
 
