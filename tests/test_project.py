@@ -29,10 +29,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # from top to bottom; a module imports only what stands below it, or beside it under the same name
 HOUSE = (
-    *("cli", "tour", "site", "features", "measures", "graph"),
+    *("cli", "tour", "site", "rewrites", "features", "measures", "graph"),
     *("nn", "algorithms", "data", "models", "store", "timing", "errors"),
 )
-SAME_ROOM = {"__main__": "cli", "_sources": "models", "_weights": "models", "_torchvision": "models"}
+SAME_ROOM = {
+    "__main__": "cli",
+    "rules": "rewrites",
+    **dict.fromkeys(("_sources", "_weights", "_torchvision"), "models"),
+    "_heap": "timing",
+    "_layers": "tour",
+}
 
 
 # ---------------------------------------------------------------- imports
