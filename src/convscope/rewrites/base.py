@@ -42,6 +42,8 @@ class Change:
         exactness: "exact": equal outputs up to rounding, for every input; "exact-interior": equal but within `margin`
             of the borders; "approximate": a closed-form best fit; "reset": new weights, to be trained.
         margin: output positions from each border, (height, width), that may differ.
+        grown: output positions added before and after along height and width; negative ones are taken away. The rest is
+            compared.
         fixed_size: whether the replacement takes only the input size it was made for.
         resolved: what the rule decided for this layer (a rank, say), by argument name: with these the edit can be made
             again without data.
@@ -51,6 +53,7 @@ class Change:
     module: nn.Module
     exactness: Exactness
     margin: tuple[int, int] = (0, 0)
+    grown: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     fixed_size: bool = False
     resolved: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -111,6 +114,7 @@ class Rule:
     """
 
     name: ClassVar[str] = ""
+    one_size: ClassVar[bool] = False  # whether what it claims holds at the network's own input size only
 
     where: str = field(default="*", kw_only=True)
 

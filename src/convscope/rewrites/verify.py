@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-9  # of a layer's largest output, float64: what "exact" may differ by
 DEEP = 1e-7  # the same for a whole network, whose layers amplify rounding
+Grown = Sequence[tuple[int, int]]
+
 SMALL = 24  # edge of the random maps that layers are tried on, where any size will do
 
 
@@ -48,7 +50,11 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def compare(
-    before: nn.Module, after: nn.Module, inputs: Sequence[tuple[Tensor, ...]], margin: tuple[int, int]
+    before: nn.Module,
+    after: nn.Module,
+    inputs: Sequence[tuple[Tensor, ...]],
+    margin: tuple[int, int] = (0, 0),
+    grown: Grown = ((0, 0), (0, 0)),
 ) -> Found:
     """Runs two modules on the same inputs and compares what they give.
 
@@ -56,6 +62,7 @@ def compare(
         before, after: the modules, in float64.
         inputs: arguments of each call.
         margin: positions from each border to leave out, where the output is a map.
+        grown: positions that the second has more of, before and after along height and width; less where negative.
 
     Raises:
         VerificationError: the outputs differ in number or shape, or hold NaN where the other does not.
@@ -64,6 +71,9 @@ def compare(
     for arguments in inputs:
         with torch.no_grad():
             first, second = _outputs(before(*arguments)), _outputs(after(*arguments))
+        if grown != ((0, 0), (0, 0)):
+            second = [_cut(y, grown) for y in second]
+            first = [_cut(y, tuple((-a, -b) for a, b in grown)) for y in first]
         if [tuple(y.shape) for y in first] != [tuple(y.shape) for y in second]:
             shapes = [[list(y.shape) for y in side] for side in (first, second)]
             raise VerificationError(f"outputs have the shapes {shapes[1]} where {shapes[0]} were before.")
@@ -92,6 +102,12 @@ def inside(y: Tensor, margin: tuple[int, int]) -> Tensor:
     return y[..., margin[0] : rows - margin[0], margin[1] : columns - margin[1]]
 
 
+def _cut(y: Tensor, more: Sequence[tuple[int, int]]) -> Tensor:
+    """A map without the positions it has more of."""
+    (top, bottom), (left, right) = [(max(a, 0), max(b, 0)) for a, b in more]
+    return y[..., top : y.shape[-2] - bottom, left : y.shape[-1] - right]
+
+
 def _outputs(value: Any) -> list[Tensor]:
     from convscope.graph.record import flatten
 
@@ -109,7 +125,7 @@ def layer(rule: Rule, site: Site, change: Change, calibration: Calibration) -> F
     """
     inputs = _layer_inputs(site, change) + calibration.inputs(site.layer, site.work)
     try:
-        found = compare(site.module, change.module, inputs, change.margin)
+        found = compare(site.module, change.module, inputs, change.margin, change.grown)
     except VerificationError as error:
         raise VerificationError(f"{rule} on layer {site.layer!r} gave a wrong replacement: {error}") from None
     if change.exactness in ("exact", "exact-interior") and not found.error <= ROUNDING:
@@ -165,7 +181,7 @@ def network(
 ) -> Found | None:
     """Compares the network before and after a rule all of whose edits are exact.
 
-    At the network's own input size and, where both take it, at a larger one.
+    At the network's own input size and, where both take it and the rule claims it, at a larger one.
 
     Raises:
         VerificationError: they differ by more than rounding, or the new one fails where the old one runs.
@@ -191,7 +207,7 @@ def network(
             f"{rule} claims to be exact in every layer ({names}, ...), but the network's outputs differ by "
             f"{found.error:.1e} of their maximum in float64; this is an error of the rule, and nothing was changed."
         )
-    larger = _larger(old, new, new_input)
+    larger = None if rule.one_size else _larger(old, new, new_input)
     if larger is not None and not larger.error <= DEEP:
         raise VerificationError(
             f"{rule} is exact at {new_input.size}, but at a larger input the outputs differ by {larger.error:.1e}; it "
