@@ -74,9 +74,11 @@ class Edit:
         params, macs: (before, after) of the layer at the network's input size; None where it was not counted.
         seconds: (before, after) median latency, where it was asked for.
         margin: output positions from each border that may differ.
+        fixed_size: whether the layer takes only the size of input it was made for.
         resolved: what the rule decided for this layer.
         reason: why it was refused, or None.
         notes: what the reader should know.
+        step: place of the rule among those applied, from 0.
     """
 
     layer: str
@@ -90,9 +92,11 @@ class Edit:
     macs: tuple[int, int] | None = None
     seconds: tuple[float, float] | None = None
     margin: tuple[int, int] = (0, 0)
+    fixed_size: bool = False
     resolved: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
     notes: tuple[str, ...] = ()
+    step: int = 0
 
     @property
     def refused(self) -> bool:
@@ -150,7 +154,7 @@ class LayerRule(Rule):
 
     def apply(self, work: Work) -> None:
         """Replaces every layer it handles, in the order they ran."""
-        sites = work.sites(self.kinds, self.where)
+        sites = work.again(work.sites(self.kinds, self.where))
         gathered = self.gather(work, sites)
         for site in sites:
             work.attempt(self, dataclasses.replace(site, gathered=gathered.get(site.layer)))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from convscope import data as pictures
 from convscope.errors import BadInput
+from convscope.graph.record import flatten
 from convscope.models import InputSpec, Net
 
 if TYPE_CHECKING:
@@ -95,14 +96,17 @@ class Calibration:
             work.module(next(self.batches(TRIED))[:TRIED].double())
         return [tuple(t.detach().double() for t in tensors) for tensors in kept]
 
-    def stream(self, module: nn.Module, watchers: dict[str, Callable[..., None]]) -> int:
-        """One pass over all images, in float32; each watcher is called with its layer's inputs. Returns their number.
+    def stream(
+        self, module: nn.Module, watchers: dict[str, Callable[..., None]], outputs: bool = False
+    ) -> int:
+        """One pass over all images, in float32; each watcher is called with its layer's inputs, or outputs.
 
-        A rule that fits several layers gathers for all of them in one pass: see `LayerRule.gather`.
+        Returns the number of images. A rule that fits several layers gathers for all of them in one pass: see
+        `LayerRule.gather`.
         """
         module = copy.deepcopy(module).float()
         count = 0
-        with watched(module, watchers), torch.no_grad():
+        with watched(module, watchers, outputs), torch.no_grad():
             for x in self.batches():
                 module(x)
                 count += len(x)
@@ -110,17 +114,30 @@ class Calibration:
 
 
 @contextmanager
-def watched(module: nn.Module, watchers: dict[str, Callable[..., None]]) -> Iterator[None]:
-    """While it lasts, each watcher is called with the tensors its layer is given, at every call."""
+def watched(
+    module: nn.Module, watchers: dict[str, Callable[..., None]], outputs: bool = False
+) -> Iterator[None]:
+    """While it lasts, each watcher is called with the tensors its layer is given, or gives, at every call."""
     parts = dict(module.named_modules())
 
-    def hook(watcher: Callable[..., None]) -> Any:
-        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def before(watcher: Callable[..., None]) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             watcher(*[each for each in args if isinstance(each, Tensor)])
 
-        return before
+        return hook
 
-    handles = [parts[name].register_forward_pre_hook(hook(watcher)) for name, watcher in watchers.items()]
+    def after(watcher: Callable[..., None]) -> Any:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            watcher(*flatten(output))
+
+        return hook
+
+    handles = [
+        parts[name].register_forward_hook(after(watcher))
+        if outputs
+        else parts[name].register_forward_pre_hook(before(watcher))
+        for name, watcher in watchers.items()
+    ]
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from convscope.measures.measure import measure
 from convscope.measures.profile import LayerRow
 from convscope.models import InputSpec, Net
 from convscope.rewrites import verify
-from convscope.rewrites.base import Change, Edit, Refused, Rule
+from convscope.rewrites.base import Chain, Change, Edit, Refused, Rule
 from convscope.rewrites.calibrate import Calibration
 
 
@@ -45,6 +45,8 @@ class Site:
         calls: every call of it in the recorded pass, in order.
         work: the copy it belongs to.
         gathered: what the rule's `gather` found out about it, or None.
+        settled: what was decided for it when the rewrite was first made (`Change.resolved`), where a recipe is being
+            followed; else None. Only the structure counts then: weights come from the file.
     """
 
     layer: str
@@ -52,6 +54,7 @@ class Site:
     calls: tuple[Call, ...]
     work: Work
     gathered: Any = None
+    settled: Mapping[str, Any] | None = None
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -77,6 +80,8 @@ class Work:
         where: a further selector for all rules.
         calibration: the images that data-aware rules fit to, and a part of which verification runs on.
         timed: whether edits carry latencies.
+        settled: to follow a recipe: for each rule in turn, what was decided for each layer that it changed. Nothing is
+            verified then, and other layers stay as they are.
 
     Attributes:
         module: the private copy, in float64 while it is edited, so that what is proved is not rounding.
@@ -88,8 +93,16 @@ class Work:
         RequestError: the network mixes floating types.
     """
 
-    def __init__(self, net: Net, where: str, calibration: Calibration, timed: bool = False) -> None:
+    def __init__(
+        self,
+        net: Net,
+        where: str,
+        calibration: Calibration,
+        timed: bool = False,
+        settled: Sequence[Mapping[str, Mapping[str, Any]]] | None = None,
+    ) -> None:
         self.net, self.where, self.calibration, self.timed = net, where, calibration, timed
+        self.settled, self.step = settled, -1
         types = {tensor.dtype for tensor in net.module.parameters() if tensor.is_floating_point()}
         if len(types) > 1:
             listed = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))
@@ -162,6 +175,15 @@ class Work:
             if name in allowed and (isinstance(modules[name], kinds) or name in exact)
         ]
 
+    def again(self, sites: Sequence[Site]) -> list[Site]:
+        """The sites; where a recipe is followed, those that the present rule changed, with what was decided."""
+        if self.settled is None:
+            return list(sites)
+        decided = self.settled[self.step] if self.step < len(self.settled) else {}
+        return [
+            dataclasses.replace(site, settled=decided[site.layer]) for site in sites if site.layer in decided
+        ]
+
     def calls(self, layer: str) -> tuple[Call, ...]:
         """The calls of a layer, in order."""
         return tuple(sorted((c for c in self.graph.calls if c.name == layer), key=lambda call: call.index))
@@ -170,10 +192,15 @@ class Work:
 
     def run(self, rule: Rule) -> None:
         """Applies a rule, then checks that the network as a whole still is what the edits claim."""
+        if not isinstance(rule, Chain):
+            self.step += 1
         before, first = self.module, len(self.edits)
         self.module = verify.copied(before)  # what is verified against stays as it is
         self._fresh()
         rule.apply(self)
+        if self.settled is not None:
+            self._fresh()
+            return
         done = [edit for edit in self.edits[first:] if not edit.refused]
         if done:
             verify.network(rule, before, self.module, done, self.net.input, self.input, self.calibration)
@@ -182,7 +209,7 @@ class Work:
     def attempt(self, rule: Any, site: Site) -> None:
         """Replaces one layer as the rule says, verified; what is refused is put on record with the reason."""
         try:
-            self._check(site, rule.kinds)
+            self.check(site, rule.kinds)
             change = rule.replace(site)
         except Refused as reason:
             self.refuse(rule, site.layer, str(reason))
@@ -192,7 +219,7 @@ class Work:
     def refuse(self, rule: Rule, layer: str, reason: str) -> None:
         """Puts on record that a layer stays as it is."""
         part = dict(self.module.named_modules()).get(layer)
-        self.edits.append(Edit(layer, str(rule), "" if part is None else _brief(part), reason=reason))
+        self.note(Edit(layer, str(rule), "" if part is None else _brief(part), reason=reason))
 
     def replace(self, rule: Rule, site: Site, change: Change) -> None:
         """Puts a replacement in a layer's place, wherever the layer hangs, and puts the edit on record.
@@ -200,6 +227,10 @@ class Work:
         Raises:
             VerificationError: the replacement does not do what the change claims.
         """
+        if self.settled is not None:
+            self.put(site.layer, change.module)
+            self.note(Edit(site.layer, str(rule), "", exactness=change.exactness))
+            return
         found = verify.layer(rule, site, change, self.calibration)
         row = self.rows.get(site.layer)
         edit = Edit(
@@ -214,12 +245,13 @@ class Work:
             macs=None if row is None else (row.macs, _macs(change.module, site)),
             seconds=_seconds(site, change) if self.timed else None,
             margin=change.margin,
+            fixed_size=change.fixed_size,
             resolved=dict(change.resolved),
             notes=change.notes,
         )
         change.module.train(site.module.training)
         self.put(site.layer, change.module)
-        self.edits.append(edit)
+        self.note(edit)
 
     def put(self, layer: str, module: nn.Module) -> None:
         """Puts a module in a layer's place under every name the layer has, so that no call keeps the old one."""
@@ -235,8 +267,8 @@ class Work:
             parameter.requires_grad_(False)
 
     def note(self, edit: Edit) -> None:
-        """Puts an edit on record that a rule made by itself (of structure, say)."""
-        self.edits.append(edit)
+        """Puts an edit on record; a rule that changes structure by itself calls this too."""
+        self.edits.append(dataclasses.replace(edit, step=max(self.step, 0)))
 
     def resize(self, input: InputSpec) -> None:
         """From here on the copy takes another input."""
@@ -250,7 +282,7 @@ class Work:
     def _fresh(self) -> None:
         self._graph, self._rows = None, None
 
-    def _check(self, site: Site, kinds: tuple[type[nn.Module], ...]) -> None:
+    def check(self, site: Site, kinds: tuple[type[nn.Module], ...]) -> None:
         """What no layer rule can handle.
 
         Raises:
