@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convscope import site
+from convscope._layers import LayersPage
 from convscope.algorithms.survey import Survey, machine, measure_all
 from convscope.data import Images
 from convscope.features.atlas import Atlas
@@ -58,11 +59,12 @@ def report(
     layers: str | Sequence[str] = "auto",
     channels: str | int | Sequence[int] | None = None,
     photo: str | None = "auto",
+    measures: bool = True,
     open: bool = False,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Report:
-    """Makes pages that show what the filters of a network look for.
+    """Makes pages that show what the filters of a network look for, and what its layers cost and see.
 
     The pages are valid from the first finished batch on and fill while the work goes on; called again after an
     interruption it continues.
@@ -74,6 +76,8 @@ def report(
         data: images for natural crops; the embedded photographs by default.
         layers, channels: see `atlas`.
         photo: an image to look at on a page of its own; "auto" is an embedded one where the input is in colour.
+        measures: whether to measure the layers, for a page of their own: what each costs and sees, how long it
+            takes here, what padding and shifts do to it.
         open: open the first page in the browser as soon as it stands.
         progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
         **settings: see `atlas`.
@@ -85,7 +89,7 @@ def report(
         >>> import tempfile, torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU())
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     made = report(net, folder, input=torch.zeros(1, 3, 32, 32), channels=2, steps=4, photo=None)
+        ...     made = report(net, folder, input=torch.zeros(1, 3, 32, 32), channels=2, steps=4, photo=None, measures=False)
         >>> made.page.name, made.atlas.failed
         ('index.html', 0)
     """
@@ -94,20 +98,43 @@ def report(
     refresh = site.paced(folder)
     shown = False
 
-    def on_chunk(manifest: dict[str, Any]) -> None:
-        nonlocal shown
-        refresh(manifest)
-        if open and not shown:
-            shown = True
-            webbrowser.open((folder / "index.html").resolve().as_uri())
+    common = {name: settings[name] for name in ("quick", "fresh", "seed", "device") if name in settings}
+    with LayersPage(net, folder, data=data, **common) as page:
 
-    made = draw_atlas(net, folder, layers, channels, data, progress=progress, on_chunk=on_chunk, **settings)
-    looks = []
-    image = _photo(net) if photo == "auto" else photo
-    if image is not None:
-        seen = look_at(net, image, seed=settings.get("seed", 0), device=settings.get("device"), random=True)
-        looks.append(_linked(seen.save(folder), made.content))
-    return Report(site.write(folder, atlas=made.content, looks=looks), made)
+        def on_chunk(manifest: dict[str, Any]) -> None:
+            nonlocal shown
+            if measures:
+                page.begin()
+            refresh(manifest)
+            if open and not shown:
+                shown = True
+                webbrowser.open((folder / "index.html").resolve().as_uri())
+
+        made = draw_atlas(
+            net, folder, layers, channels, data, progress=progress, on_chunk=on_chunk, **settings
+        )
+        looks = []
+        image = _photo(net) if photo == "auto" else photo
+        if image is not None:
+            seen = look_at(
+                net, image, seed=settings.get("seed", 0), device=settings.get("device"), random=True
+            )
+            looks.append(_linked(seen.save(folder), made.content))
+        first = site.write(folder, atlas=made.content, looks=looks)
+        if measures:
+            page.finish([layer["name"] for layer in made.content["layers"]], _teller(made, progress))
+    return Report(first, made)
+
+
+def _teller(made: Atlas, progress: Progress | None) -> Callable[[str], None]:
+    """Tells what is measured where the units were told, all of which are there by now."""
+
+    def tell(what: str) -> None:
+        if progress is not None:
+            event = {"done": made.done, "total": made.units, "rate": 0.0, "seconds_left": 0.0}
+            progress({**event, "layer": f"measuring {what}"})
+
+    return tell
 
 
 def look(

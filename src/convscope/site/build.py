@@ -13,6 +13,7 @@ from convscope.errors import RequestError, StoreError
 from convscope.site import formats, pages
 from convscope.site.files import write_if_changed
 from convscope.site.index import write_index
+from convscope.site.layers import SCRIPT, write_layers
 from convscope.site.scripts import safe_json
 from convscope.site.sprites import is_inside
 
@@ -28,17 +29,20 @@ def write(
     atlas: dict[str, Any] | None = None,
     looks: Sequence[dict[str, Any]] = (),
     convolution: dict[str, Any] | None = None,
+    layers: dict[str, Any] | None = None,
 ) -> Path:
     """Writes the report into a folder; cheap enough to be called after every chunk of a running atlas.
 
     Only what changed is written, and each file in one step, so that a page may stay open meanwhile. What is
-    not given is taken from what the folder already holds (`atlas.json`, `data/looks.json`, `convolution.json`).
+    not given is taken from what the folder already holds (`atlas.json`, `data/looks.json`, `convolution.json`,
+    `data/layers.js`).
 
     Args:
         out: The folder that holds the atlas and the pictures of the looks; their paths are relative to it.
         atlas: The atlas manifest.
         looks: What photographs do in the network, one plain value each.
         convolution: What `convscope bench conv` measured.
+        layers: What was measured of the layers; see `layers.write_layers`.
 
     Returns:
         The path of the first page.
@@ -51,7 +55,10 @@ def write(
     atlas = atlas if atlas is not None else _stored(out / "atlas.json")
     kept = list(looks) or _stored(out / "data" / "looks.json") or []
     measured = convolution if convolution is not None else _stored(out / "convolution.json")
-    if atlas is None and not kept and measured is None:
+    if layers is not None:
+        write_layers(out, layers)
+    has_layers = (out / SCRIPT).is_file()
+    if atlas is None and not kept and measured is None and not has_layers:
         raise RequestError(
             f"out={str(out)!r} holds no atlas and no look was given, so that there is nothing to show; "
             "make an atlas there first."
@@ -64,7 +71,7 @@ def write(
     if convolution is not None:
         write_if_changed(out / "convolution.json", safe_json(convolution))
     index = None if atlas is None else write_index(out, atlas)
-    return _write_pages(pages.Contents(out, atlas, index, tuple(kept), measured))
+    return _write_pages(pages.Contents(out, atlas, index, tuple(kept), measured, has_layers))
 
 
 def paced(out: str | Path, share: float = 0.05) -> Callable[[dict[str, Any]], None]:

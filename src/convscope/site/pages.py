@@ -20,6 +20,7 @@ class Contents:
         index: What the scripts read of it (`site.index.write_index`), or None.
         looks: One plain value for each photograph looked at.
         convolution: What `algorithms.survey` measured, or None.
+        layers: Whether the folder holds what was measured of the layers.
     """
 
     out: Path
@@ -27,6 +28,7 @@ class Contents:
     index: dict[str, Any] | None = None
     looks: tuple[dict[str, Any], ...] = ()
     convolution: dict[str, Any] | None = None
+    layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ def _filters(contents: Contents) -> dict[str, Any] | None:
     return None if contents.atlas is None else {}
 
 
+def _layers(contents: Contents) -> dict[str, Any] | None:
+    return {} if contents.layers else None
+
+
 def _look(contents: Contents) -> dict[str, Any] | None:
     return {"looks": contents.looks} if contents.looks else None
 
@@ -109,5 +115,8 @@ def _convolution(contents: Contents) -> dict[str, Any] | None:
 
 register(Page("index", "Overview", "overview.html", _overview, ("overview.js",)))
 register(Page("filters", "Filters", "filters.html", _filters, ("charts.js", "panel.js", "filters.js")))
+register(
+    Page("layers", "Layers", "layers.html", _layers, ("flow.js", "roofline.js", "sights.js", "layers.js"))
+)
 register(Page("look", "Look", "look.html", _look, ("look.js",)))
 register(Page("convolution", "Convolution", "convolution.html", _convolution))

@@ -13,7 +13,7 @@
       else if (value === true) node.setAttribute(key, "");
       else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
     }
-    node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
     return node;
   };
 

@@ -65,9 +65,26 @@
     })));
   }
 
+  // The layer's own page, where the report has one.
+  function ofLayer(layer) {
+    return document.querySelector('.bar nav a[href="layers.html"]') ? h("a", { href: "layers.html#" + encodeURIComponent(layer.name.replace(/:(pre|post)$/, "")), title: "What this layer costs and sees" }, layer.name || "(network)") : layer.name || "(network)";
+  }
+
+  // A line under the picture as long as what one feature sees of it.
+  function ruler(unit) {
+    const field = C.layer(unit.layer).receptive_field, near = field && field.is_global ? field.local : field;
+    if (!unit.image || !field || !unit.size) return null;
+    if (!near) return h("p", { class: "ruler" }, "sees the whole image");
+    const seen = near.size[near.size.length - 1], canvas = unit.size[unit.size.length - 1], beyond = seen > canvas;
+    const span = h("span", { class: "span" + (beyond ? " beyond" : ""), "aria-hidden": "true" });
+    span.style.width = beyond ? "100%" : Math.max(0.5, (100 * seen) / canvas) + "%";
+    const words = near.size.every((size) => size === seen) ? seen + " px" : C.shape(near.size) + " px";
+    return h("p", { class: "ruler" }, span, "one feature sees " + words + (beyond ? ", more than this picture" : "") + (near === field ? "" : " locally, and the whole image through a gate"));
+  }
+
   function facts(unit, details) {
     const layer = C.layer(unit.layer), field = layer.receptive_field, settings = C.atlas().settings;
-    const rows = [["Layer", layer.name], ["Kind", layer.kind], ["Output", C.shape(layer.shape)],
+    const rows = [["Layer", ofLayer(layer)], ["Kind", layer.kind], ["Output", C.shape(layer.shape)],
       ["Receptive field", field ? (field.is_global ? "the whole image" : C.shape(field.size) + " px, stride " + C.shape(field.stride)) : "–"],
       ["Picture", unit.size ? C.shape([...unit.size].reverse()) + " px" : "–"], ["Seed", String(unit.seed)], ["Steps", details ? C.plain(details.steps) : "–"],
       ...Object.entries(settings).map(([key, value]) => [key, C.plain(value)])];
@@ -90,11 +107,11 @@
     const button = (name, label, run, drawing) => h("button", { type: "button", class: "icon", "aria-label": label, title: label, "data-act": name, onclick: run },
       h("svg:svg", { viewBox: "0 0 16 16", "aria-hidden": "true" }, h("svg:path", { d: drawing })));
     box.replaceChildren(
-      h("header", {}, h("div", {}, h("p", { class: "mono where" }, layer.name || "(network)"), h("h2", {}, unit.label || "Channel " + unit.channel),
+      h("header", {}, h("div", {}, h("p", { class: "mono where" }, ofLayer(layer)), h("h2", {}, unit.label || "Channel " + unit.channel),
         h("p", { class: "sub" }, (unit.label ? "channel " + unit.channel + " · " : "") + (unit.seed ? "seed " + unit.seed + " · " : "") + "unit " + unit.id)),
         h("div", { class: "acts" }, button("previous", "Previous unit (left arrow)", actions.previous, "M10 3 5 8l5 5"), button("next", "Next unit (right arrow)", actions.next, "m6 3 5 5-5 5"),
           button("close", "Close (Esc)", actions.close, "m4 4 8 8M12 4l-8 8"))),
-      h("div", { class: "pictures" }, h("figure", {}, large(unit)), crops(natural)),
+      h("div", { class: "pictures" }, h("figure", {}, large(unit), ruler(unit)), crops(natural)),
       h("p", { class: "status " + unit.status }, h("b", {}, unit.status), " ", STATUS[unit.status] || ""),
       ...unit.flags.filter((flag) => flag !== unit.status).map((flag) => h("p", { class: "status flag" }, h("b", {}, flag), " ", FLAGS[flag] || "")),
       scores(unit) || "",
