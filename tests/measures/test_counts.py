@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from convscope import measure
+from convscope.graph import Op, Value
+from convscope.measures.count_rules import Cost, count
 from convscope.measures.profile import Profile
 
 
@@ -350,6 +352,16 @@ def test_attention_beside_its_products() -> None:
     assert profile(causal, 1, 2, 5, 8).totals.element_ops == 6 * scores + scaled
 
 
+def test_the_meta_device_counts_the_same() -> None:
+    net = nn.TransformerEncoderLayer(
+        64, 4, 128, batch_first=True
+    )  # whose attention runs fused here, in parts there
+    here = profile(net, 2, 10, 64, backward=True).totals
+    there = measure(net.to("meta"), input=torch.rand(2, 10, 64, device="meta"), backward=True).totals
+    for figure in ("macs", "element_ops", "backward_macs", "params", "activation_bytes"):
+        assert getattr(here, figure) == getattr(there, figure), figure
+
+
 def test_what_is_not_known_is_listed() -> None:
     def forward(x: Tensor) -> Tensor:
         values, _ = torch.sort(x)
@@ -360,6 +372,51 @@ def test_what_is_not_known_is_listed() -> None:
     assert p.layers[0].uncounted == p.uncounted
     assert "not counted, because their cost is not known: aten.linalg_qr x 1, aten.sort x 2" in str(p)
     assert p.to_dict()["uncounted"] == [{"op": "aten.linalg_qr", "count": 1}, {"op": "aten.sort", "count": 2}]
+
+
+def run(name: str, shapes: dict[str, object], out: tuple[int, ...], **attributes: object) -> Cost:
+    """The cost of an operator that does not run here, from the shapes of its arguments."""
+    values: list[Value] = []
+
+    def add(shape: object) -> int:
+        assert isinstance(shape, tuple)
+        values.append(Value(len(values), shape, torch.float32, "op"))
+        return len(values) - 1
+
+    tensors = {
+        key: tuple(map(add, shape)) if isinstance(shape, list) else add(shape)
+        for key, shape in shapes.items()
+    }
+    cost = count(Op(name, "", "", None, tensors, attributes, (add(out),)), values)
+    assert cost is not None
+    return cost
+
+
+def test_operators_of_other_machines() -> None:
+    """torchvision's compiled ones, and those of CUDA."""
+    deform = run(
+        "torchvision.deform_conv2d",
+        {"input": (1, 4, 9, 9), "weight": (6, 2, 3, 3), "offset": (1, 18, 7, 7), "mask": (1, 9, 7, 7)},
+        (1, 6, 7, 7),
+        use_mask=True,
+    )
+    assert (deform.macs, deform.element_ops) == (49 * 6 * 2 * 9, 5 * 49 * 4 * 9)
+    weights = [(20, 6), (20, 5), (20,), (20,), (20, 5), (20, 5), (20,), (20,)]
+    lstm = run("aten._cudnn_rnn", {"input": (7, 2, 6), "weight": weights}, (7, 2, 5), mode=2, hidden_size=5)
+    assert (lstm.macs, lstm.element_ops) == (14 * 20 * (6 + 5 + 5 + 5), 14 * 9 * 2 * 5)
+    assert run("aten._thnn_fused_lstm_cell", {"cx": (3, 5)}, (3, 5)).element_ops == 9 * 15
+    assert run("aten._thnn_fused_gru_cell", {"hx": (3, 5)}, (3, 5)).element_ops == 8 * 15
+    heads = {"query": (2, 4, 5, 8), "key": (2, 4, 7, 8), "value": (2, 4, 7, 6)}
+    for name in ("flash_attention", "efficient_attention", "cudnn_attention"):
+        assert run(f"aten._scaled_dot_product_{name}", heads, (2, 4, 5, 6)).macs == 8 * 5 * 7 * (8 + 6)
+    assert (
+        run(
+            "aten.cudnn_batch_norm", {"input": (2, 3, 4), "weight": (3,)}, (2, 3, 4), training=False
+        ).element_ops
+        == 48
+    )
+    shrink = {"self": (1, 2, 12, 9)}
+    assert run("aten._upsample_bilinear2d_aa", shrink, (1, 2, 4, 9)).element_ops == 72 * 6 * 2
 
 
 def test_bytes_moved() -> None:

@@ -219,6 +219,16 @@ def recurrent_layer(work: Work) -> Cost:
 _GATES = {0: 1, 1: 1, 2: 9, 3: 8}  # element operations a hidden unit: RNN by relu or tanh, LSTM, GRU
 
 
+@rule("_thnn_fused_lstm_cell")
+def lstm_cell(work: Work) -> Cost:
+    return Cost(element_ops=_GATES[2] * work.size("cx"))
+
+
+@rule("_thnn_fused_gru_cell")
+def gru_cell(work: Work) -> Cost:
+    return Cost(element_ops=_GATES[3] * work.size("hx"))
+
+
 @rule("_cudnn_rnn")
 def recurrent_network(work: Work) -> Cost:
     """All layers and directions at once."""

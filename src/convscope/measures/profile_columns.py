@@ -163,7 +163,7 @@ COLUMNS = (
         _percent,
         "consistency",
     ),
-    Column("dead", "dead", lambda _, found: len(found.dead), count, "health", adds=True),
+    Column("dead", "dead", lambda _, found: len(found.dead), count, "health"),
     Column(
         "effective_rank",
         "rank",
