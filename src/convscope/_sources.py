@@ -1,5 +1,4 @@
-"""The built-in sources of networks: the embedded default, timm, torchvision, a factory of the caller's, a
-file.
+"""The built-in sources of networks: the embedded ones, timm, torchvision, a factory of the caller's, a file.
 
 Each is a function from a `Request` to a `Built`. Heavy libraries are imported inside the function that needs
 them.
@@ -32,7 +31,13 @@ from convscope._torchvision import declare_missing_operators, torchvision
 from convscope.errors import BadInput, ConvscopeError, ModelError, RequestError, UnknownName, nearest
 from convscope.models import Built, InputSpec, Request, Scheme, register_scheme
 
-EMBEDDED = "efficientnet_lite0"
+DEFAULT = "efficientnet_lite0"
+# Who builds each embedded network; those of `data`, which stands above this file, are imported when asked for.
+EMBEDDED = {
+    DEFAULT: "convscope._sources:_efficientnet_lite0",
+    "fashion": "convscope.data.fashion_nets:fashion",
+    "fashion-decoder": "convscope.data.fashion_nets:fashion_decoder",
+}
 _FILE_SUFFIXES = {".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors", ".onnx", ".tar", ".jit", ".ts"}
 
 
@@ -55,11 +60,13 @@ def from_text(text: str, request: Request, schemes: Mapping[str, Scheme]) -> Bui
     if colon and scheme in schemes:
         rest, options = _split_options(rest)
         return schemes[scheme](replace(request, rest=rest, options=options))
+    if text in EMBEDDED:  # a file of that name is ./name
+        return _embedded(replace(request, rest=text))
     if os.path.exists(text) or Path(text).suffix.lower() in _FILE_SUFFIXES:
         return _from_file(text, request)
     name, options = _split_options(text)
-    if name in (EMBEDDED, "embedded"):
-        return _embedded(replace(request, rest=EMBEDDED, options=options))
+    if name in EMBEDDED or name == "embedded":
+        return _embedded(replace(request, rest="" if name == "embedded" else name, options=options))
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         return _from_factory(replace(request, rest=name, options=options), schemes)
     raise UnknownName(_unknown_source(text, schemes))
@@ -76,7 +83,7 @@ def _unknown_source(text: str, schemes: Mapping[str, Scheme]) -> str:
     with contextlib.suppress(ConvscopeError, ImportError):  # a missing library only means fewer suggestions
         known += [f"timm:{name}" for name in _timm().list_models()]
         known += [f"torchvision:{name}" for name in _classifiers()]
-    known.append(EMBEDDED)  # last: it wins over timm's of the same name
+    known += EMBEDDED  # last: they win over timm's of the same name
     exact = [name for name in known if name.partition(":")[2] == text]
     hint = f"; did you mean {' or '.join(map(repr, exact))}?" if exact else _nearest_bare(text, known)
     return f"source {text!r} is no file, and a named model needs a scheme, such as 'timm:resnet18'{hint}"
@@ -141,22 +148,38 @@ def _downloading(name: str) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# the embedded default
+# embedded networks
 
 
 def _embedded(request: Request) -> Built:
-    """EfficientNet-Lite0 with its ImageNet weights, from a kept package: nothing is downloaded."""
-    if request.rest not in ("", EMBEDDED) or request.options:
-        raise UnknownName(f"embedded model {request.rest!r} does not exist; the only one is {EMBEDDED!r}")
+    """`embedded:NAME`: a trained network that is installed with convscope; nothing is downloaded."""
+    name = request.rest or DEFAULT
+    if name not in EMBEDDED:
+        listed = ", ".join(map(repr, EMBEDDED))
+        raise UnknownName(
+            f"embedded model {name!r} does not exist (there are {listed}){nearest(name, EMBEDDED)}"
+        )
+    if request.options:
+        raise RequestError(
+            f"embedded model {name!r} takes no options, and {', '.join(request.options)} was given; leave out "
+            "what follows the question mark"
+        )
+    module_name, _, builder = EMBEDDED[name].partition(":")
+    built: Built = getattr(importlib.import_module(module_name), builder)(replace(request, rest=name))
+    return built
+
+
+def _efficientnet_lite0(request: Request) -> Built:
+    """EfficientNet-Lite0 with its ImageNet weights, from a kept package."""
     timm = _timm()
-    with _building(EMBEDDED):
+    with _building(request.rest):
         module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     state = _weights.read(_embedded_path()).state
     names = list(module.state_dict())
     # The package keeps the names of another implementation; the tensors come in the same order.
     module.load_state_dict(dict(zip(names, state.values(), strict=True)))
     spec = InputSpec((3, 224, 224), mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-    return Built(module, name=EMBEDDED, input=spec, labels=imagenet_labels(), trained=True)
+    return Built(module, name=request.rest, input=spec, labels=imagenet_labels(), trained=True)
 
 
 def _embedded_path() -> str:
