@@ -514,6 +514,7 @@ def load(
     Args:
         source: one of
             None, the embedded EfficientNet-Lite0 with its ImageNet weights;
+            `"fashion"` or `"fashion-decoder"`, small embedded networks trained on Fashion-MNIST;
             an `nn.Module`, with `input`;
             `"timm:NAME"` or `"torchvision:NAME"`, the architecture alone, with random weights;
             `"torchvision:NAME:WEIGHTS"`, with published weights that are already in the torch hub cache;
