@@ -106,7 +106,8 @@ def _module_state(module: nn.Module) -> dict[str, Any]:
         state[f"grad of {name!r}"] = (
             id(parameter.grad) if parameter.is_leaf and parameter.grad is not None else None
         )
-        state[f"version of {name!r}"] = None if parameter.is_inference() else parameter._version
+        is_lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+        state[f"version of {name!r}"] = None if is_lazy or parameter.is_inference() else parameter._version
     return state
 
 

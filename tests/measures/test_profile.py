@@ -161,6 +161,7 @@ def test_sort(p: Profile) -> None:
 def test_filter(p: Profile) -> None:
     assert [row.name for row in p.filter("blocks.*.conv").layers] == ["blocks.0.conv", "blocks.1.conv"]
     assert [row.name for row in p.filter(["stem", "head.2"]).layers] == ["stem", "head.2"]
+    assert [row.name for row in p.filter("blocks.1").layers] == ["blocks.1.conv", "blocks.1.norm", "blocks.1"]
     assert [row.name for row in p.filter(kind="Batch*").layers] == ["blocks.0.norm", "blocks.1.norm"]
     some = p.filter(where=lambda row: row.macs > 0)
     assert {row.kind for row in some.layers} == {"Conv2d", "Linear"}

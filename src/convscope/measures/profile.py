@@ -260,7 +260,8 @@ class Profile:
         """Some of the rows; the totals stay those of the whole network.
 
         Args:
-            names: one or several shell globs, of which a row's name must match one; `*` also matches dots.
+            names: one or several shell globs, of which a row's name must match one; `*` also matches dots, and the
+                name of a module stands for all that is inside it.
             kind: a glob for the class name.
             where: further says of each row whether it stays.
 
@@ -406,8 +407,9 @@ class Profile:
 
 
 def _matches(name: str, glob: str) -> bool:
-    """Of a module called several times, the bare name matches every call."""
-    return fnmatchcase(name, glob) or fnmatchcase(split_address(name)[0], glob)
+    """Of a module called several times, the bare name matches every call; a name alone also all that is inside."""
+    module = split_address(name)[0]
+    return fnmatchcase(name, glob) or fnmatchcase(module, glob) or module.startswith(f"{glob}.")
 
 
 def _finite(value: Any) -> Any:
