@@ -75,13 +75,13 @@ def size(value: float) -> str:
     """Bytes.
 
     Example:
-        >>> size(3211264), size(512), size(0)
-        ('3.06 MiB', '512 B', '')
+        >>> size(3211264), size(1035264), size(512), size(0)
+        ('3.06 MiB', '0.987 MiB', '512 B', '')
     """
     if not value:
         return ""
     for limit, suffix in ((2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB")):
-        if abs(value) >= limit * 0.9995:
+        if abs(value) >= limit * 999.5 / 1024:  # so that no number has more than three digits
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.0f} B"
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from convscope import timing
 from convscope.graph.structure import split_address
 from convscope.measures.figures import Sheet, printable
 from convscope.measures.profile_columns import columns, count, size, sizes
@@ -57,6 +58,12 @@ def remarks(profile: Profile) -> list[str]:
     shared = sum(row.shared_params > 0 for row in profile.layers)
     if shared:
         found.append(f"{shared} rows use parameters of an earlier row, which count there")
+    if profile.latency is not None:
+        rest, left = profile.latency.rest.seconds, profile.latency.unattributed
+        found.append(
+            f"a pass takes {profile.latency.total}; beside the layers Python between them took "
+            f"{timing.duration(rest)}, and {'-' * (left < 0)}{timing.duration(abs(left))} is unattributed"
+        )
     if profile.memory is not None:
         found.append(
             f"a pass was measured to add {size(profile.memory.inference)} to weights and input at its peak"
