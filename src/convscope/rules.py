@@ -7,7 +7,26 @@ made = rewrite(net, rules.KernelSize(5, where="features.*"))
 
 from convscope.rewrites.base import Chain, Rule
 from convscope.rewrites.bottleneck import Bottleneck
+from convscope.rewrites.convolutionalize import Convolutionalize
+from convscope.rewrites.fold_batch_norm import FoldBatchNorm
 from convscope.rewrites.kernel_size import KernelSize
+from convscope.rewrites.padding import Padding
+from convscope.rewrites.pool import Pool
 from convscope.rewrites.separable import Separable
+from convscope.rewrites.untie import Tie, Untie
+from convscope.rewrites.upsample import Upsample
 
-__all__ = ["Bottleneck", "Chain", "KernelSize", "Rule", "Separable"]
+__all__ = [
+    "Bottleneck",
+    "Chain",
+    "Convolutionalize",
+    "FoldBatchNorm",
+    "KernelSize",
+    "Padding",
+    "Pool",
+    "Rule",
+    "Separable",
+    "Tie",
+    "Untie",
+    "Upsample",
+]
