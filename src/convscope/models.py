@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import math
 import os
 import random
@@ -245,6 +246,8 @@ class Net:
         trained: True or False where known, None for a module whose history is the caller's.
         warnings: what the reader should know, such as the tensors that hold NaN.
         normalization_known: whether mean, std and range were given or found, rather than assumed to be none.
+        recipe: of a rewritten network, how its structure was made from another one's: plain values; see
+            `convscope.rewrite`. None otherwise.
     """
 
     module: nn.Module
@@ -255,6 +258,7 @@ class Net:
     trained: bool | None = None
     warnings: tuple[str, ...] = ()
     normalization_known: bool = False
+    recipe: Mapping[str, Any] | None = None
     _hashes: dict[Any, str] = field(default_factory=dict, init=False)
 
     @property
@@ -468,6 +472,7 @@ class Built:
         warnings: what the reader of the Net should know.
         loaded: whether the scheme has already dealt with `Request.weights`.
         normalization: (mean, std) that a weights file gives for itself, which counts before that of `input`.
+        recipe: how the structure was made from another network's, where it was.
     """
 
     module: nn.Module
@@ -478,10 +483,23 @@ class Built:
     warnings: tuple[str, ...] = ()
     loaded: bool = False
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    recipe: Mapping[str, Any] | None = None
 
 
 Scheme = Callable[[Request], Built]
-_SCHEMES: dict[str, Scheme] = {}
+
+
+def _late(module: str, name: str) -> Scheme:
+    """A scheme whose owner stands above this file: imported when the scheme is first asked for."""
+
+    def scheme(request: Request) -> Built:
+        built: Built = getattr(importlib.import_module(module), name)(request)
+        return built
+
+    return scheme
+
+
+_SCHEMES: dict[str, Scheme] = {"recipe": _late("convscope.rewrites.recipe", "build")}
 
 
 def register_scheme(name: str, scheme: Scheme) -> None:
@@ -518,6 +536,7 @@ def load(
             an `nn.Module`, with `input`;
             `"timm:NAME"` or `"torchvision:NAME"`, the architecture alone, with random weights;
             `"torchvision:NAME:WEIGHTS"`, with published weights that are already in the torch hub cache;
+            `"recipe:FOLDER"`, a network that was rewritten and saved;
             `"package.module:factory"`, a function or class of your own that returns a module;
             a path to a whole saved module (`.pt`, TorchScript, `.pt2`), with `trust=True`.
             Named architectures and factories take keyword arguments: `"timm:resnet18?num_classes=10"`.
@@ -569,6 +588,7 @@ def load(
         trained=built.trained,
         warnings=built.warnings + notes + odd,
         normalization_known=known,
+        recipe=built.recipe,
     )
     for warning in odd:
         python_warnings.warn(f"{net.name}: {warning}", ConvscopeWarning, stacklevel=2)

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -15,11 +17,15 @@ from convscope.errors import RequestError
 from convscope.models import InputLike, Net, as_net
 from convscope.rewrites.base import STRENGTH, Edit, Exactness, Rule, links
 from convscope.rewrites.calibrate import Calibration
+from convscope.rewrites.recipe import structure_of
 from convscope.rewrites.text import parse
 from convscope.rewrites.work import Work
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_HEADS = ("layer", "rule", "exactness", "error>", "params>", "MACs>")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,7 @@ class Rewrite:
         rule: what was applied.
         edits: one record a layer the rule was about, refusals included.
         data: what the images were that it was fitted to, or None.
+        where: the layers it was about, on top of what the rules say.
     """
 
     net: Net
@@ -39,6 +46,7 @@ class Rewrite:
     rule: Rule
     edits: tuple[Edit, ...]
     data: dict[str, Any] | None = None
+    where: str = "*"
 
     @property
     def done(self) -> tuple[Edit, ...]:
@@ -64,6 +72,34 @@ class Rewrite:
 
         return recipe_of(self)
 
+    def save(self, path: str | PathLike[str], *, onnx: bool = False, pt2: bool = False) -> Path:
+        """Writes the network into a folder: `model.safetensors` and `recipe.json`; `load("recipe:FOLDER")` reads it.
+
+        Args:
+            path: the folder; it is made where it does not exist.
+            onnx: also write `model.onnx`, verified by running it in onnxruntime; needs `convscope[onnx]`.
+            pt2: also write `model.pt2` (torch.export), verified by running it.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RequestError: a file stands in the folder's place, or the extra is missing.
+            ModelError: the network cannot be exported, or the export gives other outputs.
+            StoreError: the system refuses to write.
+
+        Example:
+            >>> import tempfile, torch, convscope
+            >>> made = rewrite(convscope.load("fashion"), "kernel_size:5", where="block1.conv1")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     again = convscope.load(f"recipe:{made.save(folder)}")
+            >>> again.sha256 == made.net.sha256
+            True
+        """
+        from convscope.rewrites.recipe import save
+
+        return save(self, path, onnx=onnx, pt2=pt2)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
@@ -83,14 +119,18 @@ class Rewrite:
         from rich.text import Text
 
         table = Table(title=Text(f"{self.rule}: {self.exactness}"), title_justify="left")
-        for head in ("layer", "rule", "exactness", "error", "params", "MACs"):
-            table.add_column(head, justify="left" if head in ("layer", "rule", "exactness") else "right")
+        for head in _HEADS:
+            table.add_column(head.removesuffix(">"), justify="right" if head.endswith(">") else "left")
         for edit in self.edits:
             table.add_row(*map(Text, _cells(edit)))
         return table
 
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Column names, those of numbers with ">" behind, and a row an edit."""
+        return _HEADS, [_cells(edit) for edit in self.edits]
+
     def _repr_html_(self) -> str:
-        heads = "".join(f"<th>{h}</th>" for h in ("layer", "rule", "exactness", "error", "params", "MACs"))
+        heads = "".join(f"<th>{head.removesuffix('>')}</th>" for head in _HEADS)
         rows = "".join(
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(edit)) + "</tr>"
             for edit in self.edits
@@ -170,4 +210,5 @@ def rewrite(
         name=f"{subject.name}, {chosen}",
         source=f"rewrite of {subject.source}",
     )
-    return Rewrite(made, subject, chosen, tuple(work.edits), calibration.description)
+    done = Rewrite(made, subject, chosen, tuple(work.edits), calibration.description, where)
+    return dataclasses.replace(done, net=dataclasses.replace(made, recipe=structure_of(done)))
