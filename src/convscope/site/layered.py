@@ -14,6 +14,7 @@ from itertools import pairwise
 
 GAP, LANE, APART = 26.0, 8.0, 14.0  # between ranks; a lane's height; between boxes of a rank; pixels
 SWEEPS = 12
+NEAR = 3.0  # pixels that a box may be off its chain
 HEAVY = 64.0  # how much more a box resists being moved than a lane
 
 
@@ -159,18 +160,40 @@ class _Web:
         """Every item to the mean height of its neighbours, as near as the gaps to those of its rank allow."""
         for layer in self.layers:
             self._settle(layer, [0.0] * len(layer))
-        for sweep in range(2 * SWEEPS):
+        for sweep in range(3 * SWEEPS):
             for layer in self.layers if sweep % 2 == 0 else reversed(self.layers):
                 self._settle(layer, [self._wish(item) for item in layer])
+        self._straighten()
+
+    def _straighten(self) -> None:
+        """What is all but straight becomes straight; the gaps leave room for that."""
+        self.y = [round(2 * y) / 2 for y in self.y]
+        for source, target in sorted(self.links, key=lambda link: self.rank[link[1]]):
+            if max(source, target) < self.boxes and self._branches(source, target) == 1:
+                near = abs(self.y[source] - self.y[target]) <= NEAR
+                self.y[target] = self.y[source] if near else self.y[target]
 
     def _wish(self, item: int) -> float:
-        """Boxes follow boxes where they can, so that a chain runs straight; lanes follow lanes above all."""
-        near = [*self.before[item], *self.after[item]]
-        if item < self.boxes:
-            chain = [other for other in near if other < self.boxes] or near
-            return sum(self.y[other] for other in chain) / len(chain) if chain else self.y[item]
-        pull = [1 if other < self.boxes else 4 for other in near]
-        return sum(self.y[other] * by for other, by in zip(near, pull, strict=True)) / sum(pull)
+        """Boxes follow boxes where they can, so that a chain runs straight, in a branch too: one of many that a box
+        feeds counts little. Lanes follow lanes above all.
+        """
+        if item < self.boxes:  # on each side boxes, or lanes where there are only those
+            sides = (self.before[item], self.after[item])
+            near = [one for side in sides for one in [k for k in side if k < self.boxes] or side]
+            pull = [1 / self._branches(item, other) for other in near]
+        else:
+            near = [*self.before[item], *self.after[item]]
+            pull = [1.0 if other < self.boxes else 4.0 for other in near]
+        return (
+            sum(self.y[other] * by for other, by in zip(near, pull, strict=True)) / sum(pull)
+            if near
+            else self.y[item]
+        )
+
+    def _branches(self, item: int, other: int) -> int:
+        """How many edges leave and enter where two neighbours are joined, multiplied: 1 within a chain."""
+        source, target = (item, other) if self.rank[item] < self.rank[other] else (other, item)
+        return len(self.after[source]) * len(self.before[target])
 
     def _settle(self, layer: Sequence[int], wishes: Sequence[float]) -> None:
         """The places nearest to the wishes (least squares) that keep the order and the gaps: neighbours that would

@@ -149,7 +149,7 @@
     })));
   }
   function draw() {
-    const head = 40, from = Math.max(0, Math.floor((sheet.scrollTop - head) / HEIGHT) - SPARE), to = Math.min(list.length, Math.ceil((sheet.scrollTop + sheet.clientHeight) / HEIGHT) + SPARE);
+    const head = 40, from = Math.max(0, Math.floor((sheet.scrollTop - head) / HEIGHT) - SPARE), to = Math.min(list.length, Math.ceil((sheet.scrollTop + Math.max(sheet.clientHeight, innerHeight)) / HEIGHT) + SPARE); // the box may yet grow
     const keys = new Map();
     for (let k = from; k < to; k++) keys.set(key(list[k]), k);
     for (const [name, node] of live)
