@@ -35,6 +35,7 @@ class Options:
         data: folder of photographs for VGG-16.
         images: how many of them, half to calibrate and half to score.
         quick: a smoke run, no figure to quote.
+        cases: part of the names of the rows to run, such as "separable/0.3"; "" for all.
     """
 
     networks: tuple[str, ...]
@@ -42,6 +43,7 @@ class Options:
     data: Path | None
     images: int
     quick: bool
+    cases: str = ""
 
 
 PARTS: dict[str, Callable[[Options, Callable[[str, Any], None]], None]] = {
@@ -61,21 +63,25 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=256, help="photographs: half to calibrate, half to score"
     )
+    parser.add_argument(
+        "--cases", default="", help="part of the names of lowrank's rows: 'vgg16/separable/0.3'"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write; added to what it holds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a smoke run, no figure to quote")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    options = Options(tuple(given.networks.split(",")), given.vgg, given.data, given.images, given.quick)
+    networks = tuple(given.networks.split(","))
+    options = Options(networks, given.vgg, given.data, given.images, given.quick, given.cases)
     found: dict[str, Any] = {}
-    if given.out is not None and given.out.exists():
-        found = json.loads(given.out.read_text())
     for part in filter(None, given.parts.split(",")):
         if part not in PARTS:
             parser.error(f"--parts: {part!r} is none of {', '.join(PARTS)}")
 
         def keep(key: str, value: Any, part: str = part) -> None:
             facts = machine.describe(torch.device("cpu"), PACKAGES)
+            if given.out is not None and given.out.exists():
+                found.update(json.loads(given.out.read_text()))  # another run may have added to it
             found.setdefault(part, {})[key] = {"machine": facts, "quick": options.quick, **value}
             if given.out is not None:
                 given.out.write_text(json.dumps(found, indent=1) + "\n")

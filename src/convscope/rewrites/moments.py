@@ -14,7 +14,7 @@ from convscope.rewrites.convolution import Convolution
 
 POSITIONS = 256  # of a map at most, an image
 WIDE = 1024  # from this width on, a batch is multiplied in float32; sums are float64 always
-SHRINK = 1e-4  # of the mean variance, added to each: what the images never show is kept as in the weights
+SHRINK = 1e-3  # of the mean variance, added to each: what the images never show is kept as in the weights
 
 
 class Moments:
