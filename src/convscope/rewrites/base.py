@@ -47,6 +47,7 @@ class Change:
         fixed_size: whether the replacement takes only the input size it was made for.
         resolved: what the rule decided for this layer (a rank, say), by argument name: with these the edit can be made
             again without data.
+        seconds: (before, after) median latency, where the rule measured it itself.
         notes: what the reader should know.
     """
 
@@ -56,6 +57,7 @@ class Change:
     grown: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     fixed_size: bool = False
     resolved: dict[str, Any] = field(default_factory=dict)
+    seconds: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -157,8 +157,8 @@ def _layer_inputs(site: Site, change: Change) -> list[tuple[Tensor, ...]]:
 
 
 def _least(site: Site) -> tuple[int, int]:
-    """The smallest map the layer can take."""
-    part = site.module
+    """The smallest map the layer can take; of a run of layers, the first of them that has a kernel."""
+    part = next((part for part in site.module.modules() if hasattr(part, "kernel_size")), site.module)
     kernel = _pair(getattr(part, "kernel_size", 1))
     dilation = _pair(getattr(part, "dilation", 1))
     return (kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1

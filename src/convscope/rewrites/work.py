@@ -175,11 +175,18 @@ class Work:
             if name in allowed and (isinstance(modules[name], kinds) or name in exact)
         ]
 
+    @property
+    def decided(self) -> Mapping[str, Mapping[str, Any]] | None:
+        """Where a recipe is followed: what the present rule decided, by the layer it changed; else None."""
+        if self.settled is None:
+            return None
+        return self.settled[self.step] if self.step < len(self.settled) else {}
+
     def again(self, sites: Sequence[Site]) -> list[Site]:
         """The sites; where a recipe is followed, those that the present rule changed, with what was decided."""
-        if self.settled is None:
+        decided = self.decided
+        if decided is None:
             return list(sites)
-        decided = self.settled[self.step] if self.step < len(self.settled) else {}
         return [
             dataclasses.replace(site, settled=decided[site.layer]) for site in sites if site.layer in decided
         ]
@@ -227,30 +234,81 @@ class Work:
         Raises:
             VerificationError: the replacement does not do what the change claims.
         """
+        self._prove(rule, site, change, {site.layer: (site.module, change.module)})
+
+    def replace_run(
+        self,
+        rule: Rule,
+        layers: Sequence[str],
+        modules: Sequence[nn.Module],
+        *,
+        named: str,
+        resolved: Mapping[str, Any] | None = None,
+        seconds: tuple[float, float] | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        """Replaces layers that run one after the other, each feeding the next alone, by as many that do the same together.
+
+        They are verified as one, "exact"; `graph.handover` tells whether a pass lets them be taken so.
+
+        Args:
+            rule: on whose behalf.
+            layers: their names, in the order they run.
+            modules: what goes in their places.
+            named: the layer that the edit is about.
+            resolved, seconds, notes: of the edit.
+
+        Raises:
+            VerificationError: the new ones together do something else.
+        """
+        parts = dict(self.module.named_modules())
+        pairs = {name: (parts[name], module) for name, module in zip(layers, modules, strict=True)}
+        old = nn.Sequential(*[before for before, _ in pairs.values()])
+        site = Site(layers[0], old, self.calls(layers[0]), self)
+        change = Change(
+            nn.Sequential(*modules), "exact", resolved=dict(resolved or {}), seconds=seconds, notes=notes
+        )
+        self._prove(rule, site, change, pairs, named)
+
+    def _prove(
+        self,
+        rule: Rule,
+        site: Site,
+        change: Change,
+        pairs: Mapping[str, tuple[nn.Module, nn.Module]],
+        named: str = "",
+    ) -> None:
+        """Verifies what takes the place of one layer or several, puts it there and on record."""
+        named = named or site.layer
         if self.settled is not None:
-            self.put(site.layer, change.module)
-            self.note(Edit(site.layer, str(rule), "", exactness=change.exactness))
+            for layer, (_, after) in pairs.items():
+                self.put(layer, after)
+            self.note(Edit(named, str(rule), "", exactness=change.exactness))
             return
         found = verify.layer(rule, site, change, self.calibration)
-        row = self.rows.get(site.layer)
+        rows = [self.rows[layer].macs for layer in pairs if layer in self.rows]
+        seconds = change.seconds
+        if seconds is None and self.timed:
+            seconds = _seconds(site, change)
         edit = Edit(
-            layer=site.layer,
+            layer=named,
             rule=str(rule),
-            before=_brief(site.module),
-            after=_brief(change.module),
+            before=" → ".join(_brief(before) for before, _ in pairs.values()),
+            after=" → ".join(_brief(after) for _, after in pairs.values()),
             exactness=change.exactness,
             error=found.error,
             rms_error=found.rms_error,
             params=(_params(site.module), _params(change.module)),
-            macs=None if row is None else (row.macs, _macs(change.module, site)),
-            seconds=_seconds(site, change) if self.timed else None,
+            macs=(sum(rows), _macs(change.module, site)) if rows else None,
+            seconds=seconds,
             margin=change.margin,
             fixed_size=change.fixed_size,
             resolved=dict(change.resolved),
             notes=change.notes,
         )
-        change.module.train(site.module.training)
-        self.put(site.layer, change.module)
+        for layer, (before, after) in pairs.items():
+            after.train(before.training)
+            self.put(layer, after)
         self.note(edit)
 
     def put(self, layer: str, module: nn.Module) -> None:
