@@ -158,7 +158,7 @@ class Pool(LayerRule):
         if self.kind == old.kind and kernel == old.kernel:
             raise Refused(f"it is a pooling by {old.kind} of {kernel[0]}x{kernel[1]} already")
         extra = [new - k for new, k in zip(kernel, old.kernel, strict=True)]
-        padding = tuple(p + e // 2 for p, e in zip(old.padding, extra, strict=True))
+        padding = (old.padding[0] + extra[0] // 2, old.padding[1] + extra[1] // 2)
         if any(e % 2 for e in extra) or min(padding) < 0:
             raise Refused(
                 f"a window of {kernel[0]}x{kernel[1]} cannot be centred where {old.kernel[0]}x{old.kernel[1]} was; take one "

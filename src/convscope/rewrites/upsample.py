@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convscope import nn as layers
 from convscope.errors import RequestError
 from convscope.rewrites import verify
-from convscope.rewrites.base import Change, Edit, LayerRule, Refused, register
+from convscope.rewrites.base import Change, Edit, LayerRule, Refused, VerificationError, register
 from convscope.rewrites.calibrate import watched
 from convscope.rewrites.convolution import Pair
 from convscope.rewrites.work import Site, Work
@@ -132,7 +132,7 @@ class Upsample(LayerRule):
         with torch.no_grad():
             for wide, _ in pairs:
                 if not torch.equal(switched.pool(wide)[0], pool(wide)):
-                    raise verify.VerificationError(
+                    raise VerificationError(
                         f"{self} on {first!r}: the pool with switches is not the pool it was."
                     )
         found = verify.compare(_Alone(site.module), _Pooled(switched, unpool), pairs)
