@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convscope import _layers, tour
 from convscope.errors import ModelError, RequestError, StoreMismatch
+from convscope.measures import roofline
 from convscope.models import Net
 
 SMALL: dict[str, Any] = {"layers": ["relu1", "fc"], "channels": 1, "steps": 2, "size": 32, "photo": None}
@@ -26,7 +27,9 @@ def shown(out: Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency has tests of its own; here one pass is enough."""
+    """Latency has tests of its own; here one pass, and peaks of small work, are enough."""
+    monkeypatch.setattr(roofline, "COPIED", 2**20)
+    monkeypatch.setattr(roofline, "LARGEST", {"cpu": 256})
     true = _layers.latency
     monkeypatch.setattr(_layers, "latency", lambda *args, **given: true(*args, **given | {"budget": 0.0}))
 
