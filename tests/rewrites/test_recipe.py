@@ -62,7 +62,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "convolutionalize": [Case("convolutionalize", windowed), Case("convolutionalize:dense=true", windowed)],
     "fold_batch_norm": [Case("fold_batch_norm", classifier)],
-    "input_size": [Case("input_size:20x24,how=native", classifier)],
+    "input_size": [Case(f"input_size:height=20,width=24,how={how}", classifier) for how in ("native", "tiles")],
     "kernel_size": [
         Case("kernel_size:5", classifier),
         Case("kernel_size:2", classifier, True),  # the fit gives each layer a bias

@@ -38,8 +38,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
             content = opened.read(LARGEST + 1)
-        if len(content) <= LARGEST:
-            found = json.loads(content.decode("utf-8"))
+        found = json.loads(content.decode("utf-8")) if len(content) <= LARGEST else None
     except FileNotFoundError:
         raise RequestError(
             f"recipe {str(file)!r} does not exist; give the folder that Rewrite.save wrote, or the recipe.json in it."
@@ -50,6 +49,8 @@ def read_json(file: Path) -> dict[str, Any]:
         raise RequestError(
             f"recipe {str(file)!r} is damaged: it is no JSON ({str(error)[:100]}); save the network again."
         ) from None
+    if len(content) > LARGEST:
+        raise RequestError(f"recipe {str(file)!r} is larger than {LARGEST >> 20} MiB, which no recipe is.")
     if not isinstance(found, dict):
         raise RequestError(
             f"recipe {str(file)!r} is damaged: it must be a JSON object; save the network again."
