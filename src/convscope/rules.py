@@ -9,6 +9,8 @@ from convscope.rewrites.base import Chain, Rule
 from convscope.rewrites.bottleneck import Bottleneck
 from convscope.rewrites.convolutionalize import Convolutionalize
 from convscope.rewrites.fold_batch_norm import FoldBatchNorm
+from convscope.rewrites.input_size import InputSize
+from convscope.rewrites.input_sizes import input_sizes
 from convscope.rewrites.kernel_size import KernelSize
 from convscope.rewrites.padding import Padding
 from convscope.rewrites.pool import Pool
@@ -21,6 +23,7 @@ __all__ = [
     "Chain",
     "Convolutionalize",
     "FoldBatchNorm",
+    "InputSize",
     "KernelSize",
     "Padding",
     "Pool",
@@ -29,4 +32,5 @@ __all__ = [
     "Tie",
     "Untie",
     "Upsample",
+    "input_sizes",
 ]

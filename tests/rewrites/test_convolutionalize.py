@@ -279,6 +279,30 @@ def test_refusals_name_the_reason() -> None:
     assert "windows of several sizes" in reason(uneven, size=12)
 
 
+def test_what_holds_a_network_to_its_size_is_named() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place, self.net = nn.Parameter(torch.randn(3, 6, 6)), Own("mean")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.net(x + self.place)
+            return y
+
+    assert "held to its input size apart from its head" in reason(Placed())
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    assert "an image of 12x12 still gives [1, 2]" in reason(pooled)
+
+    class Gate(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.mean((2, 3), keepdim=True)
+
+    gated = nn.Sequential(Gate(), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)).eval()
+    made = rewrite(gated, rules.Convolutionalize(), input="3x6x6")
+    assert made.exactness == "exact"
+    assert "not those of windows: mean in '0' sees the whole map" in made.edits[-1].notes[0]
+
+
 def test_refusals_of_strides() -> None:
     head = (nn.Flatten(), nn.Linear(4 * 4, 2))
     dense = rules.Convolutionalize(dense=True)

@@ -69,6 +69,10 @@ class Calibration:
             return {"source": str(self._images.source), "count": len(self._images)}
         return None
 
+    def resize(self, spec: InputSpec) -> None:
+        """From here on image files come at another size; a tensor stays as it is."""
+        self._spec = spec
+
     def batches(self, size: int = BATCH) -> Iterator[Tensor]:
         """Network input, [batch, channel, height, width], float32."""
         if self._tensor is not None:

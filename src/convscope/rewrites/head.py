@@ -229,7 +229,7 @@ class HeadConv2d(nn.Conv2d):
 
     Args:
         flat: whether it gives the scores: a map of one position then comes out flat, [batch, channels], as from the
-            layer it was, and `trim` (rows, columns) at the end, windows that hang over the image, are left out.
+            layer it was; `trim` and `average` are as for `Scores`.
         (all others): of torch's Conv2d.
 
     Example:
@@ -242,6 +242,7 @@ class HeadConv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.flat = flat
         self.trim = (0, 0)
+        self.average = False
 
     def forward(self, input: Tensor) -> Tensor:
         """`[batch, in, height, width]` to `[batch, out, height', width']`, or `[batch, out]`."""
@@ -255,7 +256,7 @@ class HeadConv2d(nn.Conv2d):
             patches = nn.functional.unfold(input, self.kernel_size, self.dilation, 0, self.stride)
             y = nn.functional.linear(patches.mT, self.weight.flatten(1), self.bias)  # [batch, position, out]
             y = y.mT.unflatten(2, (rows, columns))
-        return flat_scores(y, self.trim) if self.flat else y
+        return flat_scores(y, self.trim, self.average) if self.flat else y
 
     def extra_repr(self) -> str:
         """As torch's, and what becomes of scores."""
@@ -271,25 +272,29 @@ class Scores(nn.Module):
 
     Attributes:
         trim: (rows, columns) at the end that are left out: windows that hang over the image.
+        average: whether the scores of all positions are averaged.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.trim = (0, 0)
+        self.average = False
 
     def forward(self, input: Tensor) -> Tensor:
         """`[batch, channels, 1, 1]` to `[batch, channels]`; else the input itself."""
-        return flat_scores(input, self.trim)
+        return flat_scores(input, self.trim, self.average)
 
     def extra_repr(self) -> str:
         """What is left out."""
         return "" if self.trim == (0, 0) else f"trim={self.trim}"
 
 
-def flat_scores(y: Tensor, trim: tuple[int, int] = (0, 0)) -> Tensor:
-    """`[batch, channels, 1, 1]` to `[batch, channels]`; larger maps stay."""
+def flat_scores(y: Tensor, trim: tuple[int, int], average: bool) -> Tensor:
+    """`[batch, channels, 1, 1]` to `[batch, channels]`; larger maps stay, or are averaged."""
     if trim != (0, 0):
         y = y[:, :, : y.shape[2] - trim[0], : y.shape[3] - trim[1]]
+    if average:
+        return y.mean((2, 3))
     return y.flatten(1) if y.shape[2:] == (1, 1) else y
 
 

@@ -331,6 +331,7 @@ class Work:
     def resize(self, input: InputSpec) -> None:
         """From here on the copy takes another input."""
         self.input = input
+        self.calibration.resize(input)
         self._fresh()
 
     def structure_changed(self) -> None:
