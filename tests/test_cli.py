@@ -106,7 +106,9 @@ def test_bare_command_says_what_to_try_in_ten_lines(run: Run) -> None:
     assert len([words for words in tries if words.split()[1] in ("report", "visualize", "look")]) == 3
 
 
-@pytest.mark.parametrize("verb", ["", "report", "atlas", "visualize", "look", "measure"])
+@pytest.mark.parametrize(
+    "verb", ["", "report", "atlas", "visualize", "look", "measure", "rewrite", "compare"]
+)
 def test_help(run: Run, snapshot: SnapshotAssertion, verb: str) -> None:
     code, out, err = run(*filter(None, [verb, "--help"]))
     assert (code, err) == (0, "")
@@ -408,7 +410,7 @@ def test_threads_are_set_for_the_run_only(run: Run, fake: Any, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("reprot", "'reprot' is no command; did you mean 'report'?"),
+        ("reprot", "'reprot' is no command; did you mean 'report'"),
         ("visualize a b c", "'c' is one argument too many; see convscope visualize --help."),
         ("report --stepz 3", "Unknown option: --stepz. Did you mean --steps"),
         ("report --steps many", 'unable to convert "many" into int; see convscope report --help.'),

@@ -26,12 +26,14 @@ _HOME = {
     "visualize": "convscope.features.visualize:visualize",
     "atlas": "convscope.features.atlas:atlas",
     "measure": "convscope.measures.measure:measure",
+    "effective_receptive_field": "convscope.measures.effective_field:effective_receptive_field",
     "receptive_field": "convscope.measures.receptive_field:receptive_field",
     "report": "convscope.tour:report",
     "objectives": "convscope.features.objectives:",
     "nn": "convscope.nn:",
     "algorithms": "convscope.algorithms:",
     "rewrite": "convscope.rewrites.rewrite:rewrite",
+    "compare": "convscope.rewrites.compare:compare",
     "rules": "convscope.rules:",
 }
 
@@ -41,6 +43,8 @@ __all__ = [
     "__version__",
     "algorithms",
     "atlas",
+    "compare",
+    "effective_receptive_field",
     "load",
     "look",
     "measure",
@@ -58,9 +62,11 @@ if TYPE_CHECKING:
     from convscope.features import objectives
     from convscope.features.atlas import atlas
     from convscope.features.visualize import visualize
+    from convscope.measures.effective_field import effective_receptive_field
     from convscope.measures.measure import measure
     from convscope.measures.receptive_field import receptive_field
     from convscope.models import InputSpec, Net, load
+    from convscope.rewrites.compare import compare
     from convscope.rewrites.rewrite import rewrite
     from convscope.tour import look, report
 

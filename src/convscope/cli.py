@@ -46,7 +46,7 @@ app = App(
     name="convscope",
     help="See what every filter of a convolutional network looks for, and what every layer costs and sees.",
     help_epilogue="MODEL: none for the embedded EfficientNet-Lite0, or timm:NAME, torchvision:NAME, "
-    "package.module:factory.",
+    "recipe:FOLDER, package.module:factory.",
     version=convscope.__version__,
     help_flags=["--help", "-h"],
     version_flags=["--version"],
@@ -146,6 +146,32 @@ class MeasureOptions:
     data: Path | None = None
 
 
+@Parameter(name="*", group=_WORK)
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared.
+
+    Attributes:
+        data: Images: a file, or a folder (of class folders for accuracy); embedded ones by default.
+        limit: At most so many images.
+        features: Units to draw in both, as LAYER:CHANNELS, several by semicolons: conv1:0,3;conv2:0:4.
+        border: Also measure what padding changes.
+        consistency: Also measure how predictions hold under shifts.
+        all: Both of these, and whatever else there is.
+        quick: Only count and run the images: no latency, memory, receptive field.
+        cost: Of more than two networks, what is to be low: macs, params or latency.
+    """
+
+    data: Path | None = None
+    limit: int | None = None
+    features: str | None = None
+    border: Flag = False
+    consistency: Flag = False
+    all: Flag = False
+    quick: Flag = False
+    cost: str = "macs"
+
+
 @Parameter(name="*", group=_OUTPUT)
 @dataclass(frozen=True)
 class OutputOptions:
@@ -161,7 +187,7 @@ class OutputOptions:
 
 
 _MODEL_DEFAULT, _ATLAS_DEFAULT, _OUTPUT_DEFAULT = ModelOptions(), AtlasOptions(), OutputOptions()
-_MEASURE_DEFAULT = MeasureOptions()
+_MEASURE_DEFAULT, _COMPARE_DEFAULT = MeasureOptions(), CompareOptions()
 
 
 # ---------------------------------------------------------------- verbs
@@ -176,8 +202,12 @@ def overview() -> int:
     say(
         "  [cyan]atlas[/]       pictures and scores of many units; [cyan]visualize[/] of chosen channels of a layer"
     )
-    say("  [cyan]look[/]        what one photograph does in the network")
-    say("  [cyan]measure[/]     what every layer costs and sees: MACs, memory, receptive field, latency, ...")
+    say(
+        "  [cyan]look[/]        what one photograph does in it; [cyan]measure[/] what every layer costs and sees"
+    )
+    say(
+        "  [cyan]rewrite[/]     another kernel, padding, pool, ..., with proof; [cyan]compare[/] two networks side by side"
+    )
     say("  [cyan]bench conv[/]  FFT or Winograd, when: the convolution algorithms on this machine")
     say("Try next [dim](each takes --help; --list-layers names the layers of a model)[/]:")
     say("  [green]convscope report --open[/]                       the embedded ImageNet network")
@@ -374,6 +404,101 @@ def measure(
     return 0
 
 
+@app.command
+def rewrite(
+    model: str | None = None,
+    /,
+    *,
+    rule: Annotated[list[str], Parameter(group=_WORK)],
+    where: Annotated[str, Parameter(group=_WORK)] = "*",
+    data: Annotated[Path | None, Parameter(group=_WORK)] = None,
+    limit: Annotated[int, Parameter(group=_WORK)] = 256,
+    out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("rewritten"),
+    onnx: OutFlag = False,
+    pt2: OutFlag = False,
+    loading: ModelOptions = _MODEL_DEFAULT,
+    output: OutputOptions = _OUTPUT_DEFAULT,
+) -> int:
+    """Apply a design choice to MODEL, verify what it did, and save the result with its recipe.
+
+    Afterwards recipe:OUT is a MODEL like any other.
+
+    Args:
+        model: The network; the embedded EfficientNet-Lite0 by default.
+        rule: What to do: kernel_size:5, padding:reflect, separable:rank=2,where=layer3.*; several in turn.
+        where: The layers it is about: names with * and ?, kind:Conv2d, macs > 5 %.
+        data: Unlabelled images that rules fit to: a file or a folder.
+        limit: At most so many images.
+        out: The folder to write.
+        onnx: Also write model.onnx, verified in onnxruntime.
+        pt2: Also write model.pt2 (torch.export), verified.
+    """
+    net = _load(model, loading, output)
+    images = None if data is None else str(data)
+    made = convscope.rewrite(net, " | ".join(rule), where, images, limit=limit, seed=loading.seed)
+    folder = made.save(out, onnx=onnx, pt2=pt2)
+    if output.json:
+        _print(_plain(made.to_dict() | {"path": str(folder)}))
+    else:
+        heads, cells = made.table()
+        _print_table(heads, cells)
+    _say(f"{_escape(repr(made))}, saved in {_escape(str(folder))}")
+    place = shlex.quote(f"recipe:{folder}")
+    _say(f"Next: convscope compare {_words(model) or 'embedded '}{place}   (what it changed)")
+    return 0 if made.done else 1
+
+
+@app.command
+def compare(
+    a: str,
+    b: str,
+    /,
+    *others: str,
+    work: CompareOptions = _COMPARE_DEFAULT,
+    markdown: OutFlag = False,
+    loading: ModelOptions = _MODEL_DEFAULT,
+    output: OutputOptions = _OUTPUT_DEFAULT,
+) -> int:
+    """Two networks side by side: what they cost, what they answer, and where they begin to differ.
+
+    With more than two, each is compared with the first, by cost and quality. --weights and the other options of
+    loading are for A, and --input for all.
+
+    Args:
+        a: A network, such as embedded, fashion or timm:resnet18.
+        b: Another, such as recipe:FOLDER.
+        others: More of them.
+        markdown: Print Markdown, for a pull request.
+    """
+    if markdown and output.json:
+        raise RequestError("--markdown and --json were given together; ask for one.")
+    first = _moved(_load(a, loading, output), loading)
+    plain = replace(loading, weights=None, mean=None, std=None, labels=None, list_layers=False)
+    rest = [_moved(_load(name, plain, output), loading) for name in (b, *others)]
+    settings: dict[str, Any] = _given(
+        data=None if work.data is None else str(work.data),
+        limit=work.limit,
+        features=_features(work.features),
+    ) | {"seed": loading.seed, "random": loading.random}
+    if work.quick:
+        settings |= {"latency": False, "memory": False, "fields": False}
+    settings |= {name: True for name in ("border", "consistency", "all") if getattr(work, name)}
+    with _progress(what="images") as progress:
+        if others:
+            from convscope.rewrites.compare import compare_all
+
+            found: Any = compare_all(first, rest, cost=work.cost, progress=progress, **settings)
+        else:
+            found = convscope.compare(first, rest[0], progress=progress, **settings)
+    if output.json:
+        _print(_plain(found.to_dict(pictures=True) if not others else found.to_dict()))
+    elif markdown:
+        print(found.to_markdown(), end="")
+    else:
+        _console(stderr=False).print(found)
+    return 0
+
+
 bench = App(
     name="bench",
     help="Measure this machine.",
@@ -545,6 +670,20 @@ def _channels(text: str | None) -> list[int] | None:
     if not chosen:
         raise RequestError(f"--channels {text!r} is empty; START:END goes from START to END - 1.")
     return list(dict.fromkeys(chosen))
+
+
+def _features(text: str | None) -> dict[str, list[int]] | None:
+    """Layer -> channels from "conv1:0,3;conv2:0:4"."""
+    if text is None:
+        return None
+    found: dict[str, list[int]] = {}
+    for part in text.split(";"):
+        layer, _, channels = part.strip().partition(":")
+        wanted = _channels(channels) if layer and channels else None
+        if wanted is None:
+            raise RequestError(f"--features {text!r} must be LAYER:CHANNELS, such as conv1:0,3 or conv2:0:4.")
+        found.setdefault(layer, []).extend(wanted)
+    return found
 
 
 def _edge(text: str) -> str | int | tuple[int, int]:

@@ -16,6 +16,7 @@ from typing import Any
 from convscope.errors import RequestError, UnknownName, nearest
 from convscope.rewrites.base import REGISTRY, Chain, Rule
 
+_COMMA = re.compile(r",(?![^(]*\))")  # not one within parentheses, as in F(4,3)
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -50,7 +51,7 @@ def _one(text: str) -> Rule:
     rest, where = _split_where(rest)
     if where is not None:
         given["where"] = where
-    for position, item in enumerate(filter(None, (each.strip() for each in rest.split(",")))):
+    for position, item in enumerate(filter(None, (each.strip() for each in _COMMA.split(rest)))):
         argument, mark, value = item.partition("=")
         if not mark:
             if position or not names:

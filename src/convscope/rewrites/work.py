@@ -313,14 +313,7 @@ class Work:
 
     def put(self, layer: str, module: nn.Module) -> None:
         """Puts a module in a layer's place under every name the layer has, so that no call keeps the old one."""
-        module.double()
-        old = dict(self.module.named_modules(remove_duplicate=False))[layer]
-        if old is self.module:
-            self.module = module
-        for parent in list(self.module.modules()):
-            for name, child in list(parent._modules.items()):
-                if child is old:
-                    parent._modules[name] = module
+        self.module = place(self.module, layer, module.double())
         for parameter in module.parameters():
             parameter.requires_grad_(False)
 
@@ -359,6 +352,16 @@ class Work:
             raise Refused(f"its weights are shared with {shared!r}, and would no longer be")
         if any(not call.in_shapes or not call.out_shapes for call in site.calls):
             raise Refused("it takes or gives no tensor")
+
+
+def place(network: nn.Module, layer: str, module: nn.Module) -> nn.Module:
+    """Puts a module in a layer's place under every name the layer has; returns the network."""
+    old = dict(network.named_modules(remove_duplicate=False))[layer]
+    for parent in list(network.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[name] = module
+    return module if old is network else network
 
 
 def _facts(part: nn.Module, row: LayerRow | None) -> Facts:
