@@ -21,6 +21,7 @@ import torch
 import machine
 import rewrites_dense
 import rewrites_lowrank
+import rewrites_sizes
 
 PACKAGES = ("convscope", "torch", "torchvision", "timm", "numpy")
 
@@ -50,6 +51,7 @@ PARTS: dict[str, Callable[[Options, Callable[[str, Any], None]], None]] = {
     "lowrank": rewrites_lowrank.run,
     "dense": rewrites_dense.run,
     "finer": rewrites_dense.finer,
+    "sizes": rewrites_sizes.run,
 }
 
 

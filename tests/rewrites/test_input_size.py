@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,22 @@ def test_class_folders_are_the_labels(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = int((module(x).argmax(1) == truth).sum())
     assert {row.how: row.correct for row in found.rows}["native"] == expected
+
+
+@pytest.mark.parametrize("page", ["convolutionalize", "input_size"])
+def test_the_pages_code_gives_what_it_says(page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "rules" / f"{page}.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?s)```python\n(.*?)```", text)
+    names: dict[str, Any] = {}
+    checked = 0
+    for line in block.splitlines():
+        code, _, remark = line.partition("  # ")
+        if remark:
+            assert repr(eval(code, names)) == remark, line  # noqa: S307
+            checked += 1
+        else:
+            exec(code, names)  # noqa: S102
+    assert checked
 
 
 def test_wrong_images_are_told() -> None:
