@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +55,8 @@ def onnx(net: Net) -> tuple[bytes, Checked]:
         ModelError: it cannot be exported, or onnxruntime gives other outputs.
     """
     try:
-        checker, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+        with _without_telemetry():
+            checker, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     except ImportError as error:
         raise RequestError(
             f"onnx=True needs the package {error.name}; install both with pip install 'convscope[onnx]'."
@@ -156,6 +158,20 @@ def _difference(net: Net, module: nn.Module, run: Runner, batch: int) -> float:
                 worst, float((y.double() - z.double()).abs().max() / y.double().abs().max().clamp_min(1e-30))
             )
     return worst
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """onnxruntime starts to collect when it is imported, unless this is set; convscope calls nobody."""
+    before = os.environ.get("ORT_DISABLE_TELEMETRY")
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["ORT_DISABLE_TELEMETRY"]
+        else:
+            os.environ["ORT_DISABLE_TELEMETRY"] = before
 
 
 @contextmanager

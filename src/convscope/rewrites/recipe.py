@@ -182,7 +182,8 @@ def rebuild(path: str | PathLike[str], module: nn.Module) -> Net:
     first = _innermost(recipe, place)
     base = Net(module, _spec(taken(first, "base", dict, place), place))
     state = _weights.read(str(folder / WEIGHTS)).state
-    built = _finished(recipe, folder, state, _followed_base(recipe, base, state, place))
+    with models.preserved(module):
+        built = _finished(recipe, folder, state, _followed_base(recipe, base, state, place))
     assert built.input is not None
     return Net(
         built.module,

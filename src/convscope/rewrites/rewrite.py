@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from convscope.errors import RequestError
-from convscope.models import InputLike, Net, as_net
+from convscope.models import InputLike, Net, as_net, preserved
 from convscope.rewrites.base import STRENGTH, Edit, Exactness, Rule, links
 from convscope.rewrites.calibrate import Calibration
 from convscope.rewrites.recipe import structure_of
@@ -196,9 +196,10 @@ def rewrite(
     if not isinstance(chosen, Rule):
         raise RequestError(f"rule={rule!r} must be a rule of convscope.rules, or its text.")
     calibration = Calibration(subject, data, limit, seed)
-    work = Work(subject, where, calibration, timed)
-    for one in links(chosen):
-        work.run(one)
+    with preserved(subject.module):  # new layers draw weights before they are given theirs
+        work = Work(subject, where, calibration, timed)
+        for one in links(chosen):
+            work.run(one)
     if not work.edits:
         kinds = Counter(facts.kind for facts in work.facts().values())
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6))
