@@ -25,7 +25,7 @@ from convscope.data import images as read_images
 from convscope.errors import ConvscopeError, ModelError, StoreMismatch
 from convscope.features.capture import split_key
 from convscope.features.picture import to_pil
-from convscope.graph import Graph, record
+from convscope.graph import Graph, layout, record
 from convscope.graph.wiring import ancestors, wiring
 from convscope.measures.border import border_effect
 from convscope.measures.border_table import BorderLayer
@@ -40,6 +40,7 @@ from convscope.site.scripts import finite
 from convscope.store import Store
 
 FOLDER = "layers"
+FORMAT = 1  # of what is kept there; another is measured again
 WORK = 4e9  # multiply-accumulates of a network for which a layer gets one gradient; smaller ones get more
 SAMPLES = 8  # gradients a layer at most
 PICTURES = 4  # for the border effect
@@ -78,6 +79,7 @@ class LayerMeasures:
         self.images = data if isinstance(data, Images) else None if blind else read_images(data)
         identity = {
             "measures": "layers",
+            "format": FORMAT,
             "model": net.sha256,
             "input": net.input.to_dict(),
             "images": None if self.images is None else self.images.fingerprint,
@@ -116,7 +118,6 @@ class LayerMeasures:
         return {
             **self._counted,
             **whole,
-            "format": 1,
             "state": state,
             "sights": sights,
             "left_out": self.left_out or (self._known("complete") or {}).get("left_out", []),
@@ -178,10 +179,10 @@ class LayerMeasures:
     def _count(self) -> dict[str, Any]:
         graph = self._graph
         profile = measure(self.net, graph=graph)
-        calls = [call for call in graph.calls if call.name]
+        calls = [call for call in graph.calls if call.name and call.outputs]
         groups = {}
         for call in calls:
-            if call.is_leaf or not call.outputs:
+            if call.is_leaf:
                 continue
             address = graph.address(call)
             groups[address] = {
@@ -192,8 +193,11 @@ class LayerMeasures:
         return {
             "profile": profile.to_dict(),
             "wiring": wiring(graph).to_dict(),
-            "inside": {graph.address(call): list(ancestors(graph, call)) for call in calls},
+            "inside": {
+                graph.address(call): list(ancestors(graph, call)) for call in graph.calls if call.name
+            },
             "groups": groups,
+            "grids": {name: list(layout(graph, name).grid) for name in map(graph.address, calls)},
             "image": list(self.net.input.size),
             "photo": self._photo(),
         }

@@ -109,6 +109,7 @@ def layers(
         "wiring": {"parts": parts, "edges": sorted(edges), "ends": [len(parts) - 1]},
         "inside": inside,
         "groups": groups,
+        "grids": {name: [32, 32] for name in inside if name != "fc"},
         "image": [64, 64],
         "photo": photo(out),
         "sights": {f"{names}0.0": sight(out)},

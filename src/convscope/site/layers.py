@@ -19,7 +19,7 @@ def write_layers(out: Path, layers: Mapping[str, Any]) -> None:
 
     Args:
         out: the report's folder.
-        layers: what `tour` measured, as plain values: `profile`, `wiring`, `inside`, `groups`, `image`, `photo`,
+        layers: what `tour` measured, as plain values: `profile`, `wiring`, `inside`, `groups`, `grids`, `image`, `photo`,
             `state`, `sights`, `left_out`, and `latency`, `border` and `consistency` or None; or only `error`, a
             sentence that says why there is nothing.
     """
@@ -34,7 +34,7 @@ def _content(layers: Mapping[str, Any]) -> dict[str, Any]:
     borders = (layers["border"] or {}).get("layers", {})
     shifts = (layers["consistency"] or {}).get("layers", {})
     rows = [
-        _row(row, layers["inside"], times.get(row["name"]), borders.get(row["name"]), shifts.get(row["name"]))
+        _row(row, layers, times.get(row["name"]), borders.get(row["name"]), shifts.get(row["name"]))
         for row in profile["layers"]
     ]
     groups = {
@@ -42,6 +42,7 @@ def _content(layers: Mapping[str, Any]) -> dict[str, Any]:
             **group,
             "field": _field(group["field"]),
             "inside": layers["inside"][name],
+            "grid": layers["grids"].get(name, []),
             **_measured(borders.get(name), shifts.get(name)),
         }
         for name, group in layers["groups"].items()
@@ -68,7 +69,7 @@ def _content(layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(
     row: Mapping[str, Any],
-    inside: Mapping[str, Any],
+    layers: Mapping[str, Any],
     time: Mapping[str, Any] | None,
     border: Mapping[str, Any] | None,
     shift: Mapping[str, Any] | None,
@@ -86,7 +87,8 @@ def _row(
     own = [row["name"]] if row["functional"] and row["name"] else []
     found = {
         **{key: row[key] for key in (*kept, *costs)},
-        "inside": [*inside.get(row["name"], ()), *own],
+        "inside": [*layers["inside"].get(row["name"], ()), *own],
+        "grid": layers["grids"].get(row["name"], []),
         "field": None if row["receptive_field"] is None else _field(row["receptive_field"]),
         "no_field": row["no_field"],
         "uncounted": row["uncounted"],

@@ -319,7 +319,7 @@
       panel.replaceChildren(h("header", {}, h("div", {}, h("h2", {}, selected), h("p", { class: "sub" }, "This network has no such layer.")), acts));
       return;
     }
-    const sight = data.sights[item.name], grid = item.out && item.out.length > 2 ? item.out.slice(2) : [], around = (item.inside || []).filter((name) => name !== item.name);
+    const sight = data.sights[item.name], grid = item.grid || [], around = (item.inside || []).filter((name) => name !== item.name);
     panel.replaceChildren(
       h("header", {}, h("div", {}, h("p", { class: "mono where" }, around.length ? around.map((name, k) => [k ? " › " : "", h("a", { href: "#" + encodeURIComponent(name) }, name)]) : data.model), h("h2", { class: "mono" }, item.name || ROOT),
         h("p", { class: "sub" }, item.kind + (item.rows ? " · " + C.plural(item.rows.length, "layer") : item.functional ? " · what it does between its parts" : ""))), acts),
