@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from convscope.errors import ModelError, RequestError
 from convscope.features.capture import Capture, split_key
+from convscope.features.chains import join
 from convscope.features.quicker import has_hooks, quicken
 from convscope.graph import Graph, Op
 from convscope.models import InputSpec, Net
@@ -108,6 +109,7 @@ def prepare(
         module = module.double()  # before folding, which rounds to the type it finds
     folded = fold(module, graph, protected=addresses)
     quicken(module, graph, addresses)
+    join(module, graph, addresses)
     module = module.to(device=place, dtype=chosen)
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(module, graph, net.input, chosen, place, folded)

@@ -12,6 +12,7 @@ After Olah, Mordvintsev and Schubert, "Feature Visualization" (Distill, 2017), a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -444,16 +445,21 @@ class _Pick(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, wanted: tuple[int, ...]) -> Tensor:
         ctx.wanted, ctx.like = wanted, value.new_empty(0)
         ctx.shape, ctx.strides = value.shape, value.stride()
-        return torch.stack([value[row, channel] for row, channel in enumerate(wanted)])
+        return value[_rows_and(wanted, value.device)]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         whole = torch.empty_strided(
             ctx.shape, ctx.strides, dtype=ctx.like.dtype, device=ctx.like.device
         ).zero_()
-        for row, channel in enumerate(ctx.wanted):
-            whole[row, channel] = gradients[0][row]
+        whole[_rows_and(ctx.wanted, whole.device)] = gradients[0]  # no place twice, so in any order
         return whole, None
+
+
+@functools.lru_cache(maxsize=16)
+def _rows_and(wanted: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """An index of one channel of each sample."""
+    return torch.arange(len(wanted), device=device), torch.tensor(wanted, device=device)
 
 
 def _numbers(value: PerSample, like: Tensor) -> Tensor:

@@ -80,6 +80,22 @@ def has_hooks(part: nn.Module) -> bool:
     )
 
 
+def is_same(part: nn.Module) -> bool:
+    """Whether it is timm's convolution with TensorFlow's "same" padding."""
+    return type(part).__name__ == "Conv2dSame" and type(part).__module__.startswith("timm.")
+
+
+def ends_of_same(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and behind that "same" padding adds along an axis.
+
+    Example:
+        >>> ends_of_same(128, 3, 2), ends_of_same(128, 3, 1)
+        ((0, 1), (1, 1))
+    """
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
 def _better(part: nn.Module, owns_gradient: bool) -> nn.Module | None:
     if has_hooks(part):
         return None
@@ -87,8 +103,7 @@ def _better(part: nn.Module, owns_gradient: bool) -> nn.Module | None:
         return Clip(float(part.min_val), float(part.max_val), bool(part.inplace), owns_gradient)
     if type(part) is nn.ReLU and owns_gradient:
         return Clip(0.0, math.inf, bool(part.inplace), owns_gradient)
-    is_same = type(part).__name__ == "Conv2dSame" and type(part).__module__.startswith("timm.")
-    if is_same and isinstance(part, nn.Conv2d) and not getattr(part, "parametrizations", None):
+    if is_same(part) and isinstance(part, nn.Conv2d) and not getattr(part, "parametrizations", None):
         plain = part.in_channels > _FEW and (
             part.dilation == (1, 1) and part.padding in ((0, 0), 0, "valid") and part.padding_mode == "zeros"
         )
@@ -164,15 +179,14 @@ class SameConv2d(nn.Module):
         """[batch, in channel, height, width] to [batch, out channel, ceil(height / stride), ceil(width / stride)]."""
         top, bottom = self._ends(x.shape[-2], 0)
         left, right = self._ends(x.shape[-1], 1)
-        weight = self._kernel((bottom - top, right - left))
+        weight = self.kernel((bottom - top, right - left))
         return functional.conv2d(x, weight, self.bias, self.stride, (bottom, right), 1, self.groups)
 
     def _ends(self, size: int, axis: int) -> tuple[int, int]:
-        kernel, stride = self.weight.shape[2 + axis], self.stride[axis]
-        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-        return total // 2, total - total // 2
+        return ends_of_same(size, self.weight.shape[2 + axis], self.stride[axis])
 
-    def _kernel(self, extra: tuple[int, int]) -> Tensor:
+    def kernel(self, extra: tuple[int, int]) -> Tensor:
+        """The kernel, grown by so many rows and columns of zeros in front."""
         if extra == (0, 0):
             return self.weight
         found = self._grown.get(extra)

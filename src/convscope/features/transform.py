@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from convscope.algorithms.kernels import sampler
@@ -144,6 +145,7 @@ class _Look(torch.autograd.Function):
         return sampler.look(images, maps, gain, shift, size)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         maps, gain, shift = ctx.saved_tensors
         return sampler.gradient(gradients[0], maps, gain, shift, ctx.shape), None, None, None, None

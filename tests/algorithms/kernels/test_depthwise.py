@@ -63,7 +63,9 @@ def test_it_is_the_convolution(case: tuple[Any, ...], width: int) -> None:
     wanted = right(problem, x, weight, bias)
     with host.pretend(host.narrowed(width)):
         found = depthwise.prepare(problem, weight, bias)(x)
-        relu = depthwise.prepare(problem, weight, relu=True)(x.contiguous(memory_format=torch.channels_last))
+        relu = depthwise.prepare(problem, weight, after=depthwise.RELU)(
+            x.contiguous(memory_format=torch.channels_last)
+        )
     assert found.is_contiguous()
     assert relu.is_contiguous(memory_format=torch.channels_last)
     scale = max(1.0, wanted.abs().max().item()) if wanted.numel() else 1.0

@@ -18,12 +18,24 @@ import torch
 from torch import Tensor
 
 from convscope.algorithms.kernels import threads, transpose
-from convscope.algorithms.kernels.builder import FLOATS, INT, INTS, Function, Int, Module, Pointer, Variable
+from convscope.algorithms.kernels.builder import (
+    FLOATS,
+    INT,
+    INTS,
+    Function,
+    Int,
+    Module,
+    Pointer,
+    Variable,
+    Vector,
+)
 from convscope.algorithms.kernels.compile import Code, build
 from convscope.algorithms.kernels.host import Host, current
 from convscope.algorithms.problem import Problem
 from convscope.errors import RequestError
 
+Bounds = tuple[float, float]
+RELU: Bounds = (0.0, math.inf)
 ARGUMENTS = ("x", "y", "weight", "bias", "scratch", "batch")
 UNROLLED = 9  # taps of a row that are written out, their pixels kept in registers; more are a loop
 
@@ -40,7 +52,8 @@ class Shape:
         lanes: channels in a vector.
         columns: outputs of a row in registers at a time.
         band: output rows of a task.
-        bias, relu: what is done to the outputs on the way.
+        bias: whether the sums begin with one.
+        before, after: bounds that inputs and outputs are clipped to on the way, or None.
     """
 
     channels: int
@@ -54,7 +67,8 @@ class Shape:
     columns: int
     band: int
     bias: bool
-    relu: bool
+    before: Bounds | None
+    after: Bounds | None
 
     @property
     def vectors(self) -> int:
@@ -93,7 +107,12 @@ def refuses(problem: Problem) -> str | None:
 
 
 def prepare(
-    problem: Problem, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False
+    problem: Problem,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    before: Bounds | None = None,
+    after: Bounds | None = None,
 ) -> DepthwiseKernel:
     """A kernel for one problem, its weight in order.
 
@@ -101,7 +120,8 @@ def prepare(
         problem: any that `refuses` has nothing against.
         weight: [channels, 1, height, width].
         bias: [channels], or None.
-        relu: whether negative outputs become 0.
+        before, after: bounds (low, high) to which inputs, before the padding, and outputs are clipped; `RELU` for a
+            rectifier.
 
     Raises:
         RequestError: the problem is refused.
@@ -116,22 +136,26 @@ def prepare(
     reason = refuses(problem)
     if reason is not None:
         raise RequestError(f"no depthwise kernel can be built: {reason}.")
-    return DepthwiseKernel(problem, weight.detach(), None if bias is None else bias.detach(), relu)
+    return DepthwiseKernel(problem, weight.detach(), None if bias is None else bias.detach(), before, after)
 
 
 class DepthwiseKernel:
     """A depthwise convolution ready to run: y = kernel(x)."""
 
-    def __init__(self, problem: Problem, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        weight: Tensor,
+        bias: Tensor | None,
+        before: Bounds | None = None,
+        after: Bounds | None = None,
+    ) -> None:
         host = current()
         self._problem = problem
-        self._shape = shape = _shape(problem, host, bias is not None, relu, threads.count())
+        self._shape = shape = shape_of(problem, host, bias is not None, before, after, threads.count())
         self._code, self._address = _built(shape, host)
-        whole = shape.vectors * shape.lanes
-        self._weight = torch.zeros(math.prod(problem.kernel), whole)
-        self._weight[:, : shape.channels] = weight.flatten(1).T
-        self._weight = self._weight.unflatten(1, (shape.vectors, shape.lanes)).transpose(0, 1).contiguous()
-        self._bias = torch.zeros(whole)
+        self._weight = packed(weight, shape.lanes)
+        self._bias = torch.zeros(shape.vectors * shape.lanes)
         if bias is not None:
             self._bias[: shape.channels] = bias
 
@@ -177,7 +201,18 @@ class DepthwiseKernel:
         return [place[name] for name in ARGUMENTS]
 
 
-def _shape(problem: Problem, host: Host, bias: bool, relu: bool, team: int) -> Shape:
+def packed(weight: Tensor, lanes: int) -> Tensor:
+    """[channels, 1, height, width] as [vector, tap, lane], lanes of no channel zero."""
+    channels = len(weight)
+    vectors = -(-channels // lanes)
+    whole = torch.zeros(math.prod(weight.shape[2:]), vectors * lanes)
+    whole[:, :channels] = weight.flatten(1).T
+    return whole.unflatten(1, (vectors, lanes)).transpose(0, 1).contiguous()
+
+
+def shape_of(
+    problem: Problem, host: Host, bias: bool, before: Bounds | None, after: Bounds | None, team: int
+) -> Shape:
     """Columns whose sums, and pixels where taps are written out, fit in registers; bands that fit in the core's cache.
 
     There are bands enough to keep all threads busy.
@@ -200,7 +235,8 @@ def _shape(problem: Problem, host: Host, bias: bool, relu: bool, team: int) -> S
             columns,
             band,
             bias,
-            relu,
+            before,
+            after,
         )
 
     tasks = problem.batch * -(-problem.in_channels // host.width)
@@ -222,7 +258,7 @@ def _built(shape: Shape, host: Host) -> tuple[Code, int]:
 def text(shape: Shape, host: Host) -> str:
     """The kernel `work`, which takes a table of `ARGUMENTS`."""
     module = Module(host)
-    fill, compute = _fill(module, shape), _compute(module, shape)
+    fill, compute = _fill(module, shape), computing(module, shape)
     f = module.function("work", arguments=INTS)
     (table,) = f.arguments
     x, y, weight, bias, scratch = ((table + i).as_("ptr").load_pointer() for i in range(5))
@@ -267,13 +303,13 @@ def _fill(module: Module, shape: Shape) -> Function:
                 if start < stop:
                     with f.loop(start, stop) as column:
                         pixel = (source + (column - start) * shape.channels).load(mask=mask)
-                        (line + column * shape.lanes).store(pixel)
+                        (line + column * shape.lanes).store(clipped(f, pixel, shape.before))
             with beyond, f.loop(0, columns) as column:
                 (line + column * shape.lanes).store(f.zero())
     return f
 
 
-def _compute(module: Module, shape: Shape) -> Function:
+def computing(module: Module, shape: Shape) -> Function:
     """One row of outputs; takes (first row of the area that it sees, taps, bias, lanes, outputs)."""
     f = module.function("row", public=False, line=FLOATS, taps=FLOATS, bias=FLOATS, lanes=INT, y=FLOATS)
     line, taps, bias, lanes, y = f.arguments
@@ -296,9 +332,18 @@ def _compute(module: Module, shape: Shape) -> Function:
                 with f.loop(0, shape.kernel[1]) as tap:
                     _tap(f, shape, place, weights, tap, sums)
         for column, total in enumerate(sums):
-            value = f.positive(total.get()) if shape.relu else total.get()
+            value = clipped(f, total.get(), shape.after)
             (y + (left + column) * shape.channels).store(value, mask=mask)
     return f
+
+
+def clipped(f: Function, value: Vector, bounds: Bounds | None) -> Vector:
+    """Between the bounds; what is not a number stays so."""
+    if bounds is None:
+        return value
+    low, high = bounds
+    value = f.larger(f.constant(low), value)
+    return value if high == math.inf else f.smaller(f.constant(high), value)
 
 
 def _tap(
