@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -89,12 +90,70 @@ def test_global_pools() -> None:
 
 
 class Functional(nn.Module):
-    def __init__(self) -> None:
+    """Pools by a function, and at the end by another."""
+
+    def __init__(self, pool: Callable[[Tensor], Tensor], head: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3)
+        self.conv, self.pool_by, self.head = nn.Conv2d(4, 4, 3), pool, head
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.max_pool2d(self.conv(x), 2)
+        return self.head(self.pool_by(self.conv(x)))
+
+
+class Choosy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.max_pool2d(x, 2) if float(x.sum()) < 1e9 else x
+
+
+class Computed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.max_pool2d(x, x.shape[2] // 8)
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (
+            lambda x: functional.max_pool2d(x, 3, 2, 1),
+            "AvgPool2d(kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))",
+        ),
+        (
+            lambda x: torch.max_pool2d(x, 2, stride=1),
+            "AvgPool2d(kernel_size=(2, 2), stride=(1, 1), padding=(0, 0))",
+        ),
+        (lambda x: functional.adaptive_max_pool2d(x, 1), "AdaptiveAvgPool2d(output_size=1)"),
+        (lambda x: x.amax(dim=(-2, -1), keepdim=True), "GlobalAvgPool2d()"),
+    ],
+)
+def test_functional_pools_become_layers(pool: Callable[[Tensor], Tensor], expected: str) -> None:
+    net = nn.Sequential(Functional(pool, torch.relu))
+    new = rewrite(net, rules.Pool("average"), input="4x16x18")
+    assert [(edit.layer, edit.after) for edit in new.done] == [("0.pool", expected)]
+    assert new.net.module.state_dict().keys() == net.state_dict().keys()
+    assert "pool" not in dict(net[0].named_children())
+    back = rewrite(new.net, rules.Pool("max", where="0.pool"))
+    x = torch.randn(2, 4, 16, 18)
+    torch.testing.assert_close(back.net.module(x), net(x))
+
+
+def test_functional_heads() -> None:
+    net = nn.Sequential(Functional(lambda x: functional.avg_pool2d(x, 2), lambda x: x.mean([2, 3])))
+    new = rewrite(net, rules.Pool("max"), input="4x16x18")
+    x = torch.randn(2, 4, 16, 18)
+    assert [edit.layer for edit in new.done] == ["0.pool", "0.pool2"]
+    torch.testing.assert_close(new.net.module(x), functional.max_pool2d(net[0].conv(x), 2).amax((2, 3)))  # type: ignore[operator]
+
+
+def test_a_forward_whose_pools_stay_stays() -> None:
+    net = nn.Sequential(Functional(lambda x: functional.max_pool2d(x, 2), torch.relu))
+    edit, *others = rewrite(net, rules.Pool("max"), input="4x16x18").edits
+    assert not others
+    assert edit.layer == "0"
+    assert str(edit.reason).endswith("in its forward: it is a pooling by max of 2x2 already")
+    chain = rules.Pool("max") | rules.KernelSize(5)
+    new = rewrite(net, chain, input="4x16x18").net.module
+    assert type(new[0]) is Functional  # type: ignore[index]
+    assert new[0].conv.kernel_size == (5, 5)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +178,8 @@ class Functional(nn.Module):
         (nn.AdaptiveAvgPool2d(1), rules.Pool("strided"), "for which 'strided' has no meaning"),
         (nn.AdaptiveAvgPool2d(1), rules.Pool("moved"), "has no stride to move"),
         (nn.AdaptiveAvgPool2d(1), rules.Pool("average"), "it is a pooling by average already"),
-        (Functional(), rules.Pool("average"), "it pools by a function in its forward pass"),
+        (Choosy(), rules.Pool("average"), "which cannot be traced"),
+        (Computed(), rules.Pool("average"), "which has no call of a pool with plain numbers"),
     ],
 )
 def test_refusals(module: nn.Module, rule: rules.Pool, reason: str) -> None:

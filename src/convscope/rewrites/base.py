@@ -77,6 +77,8 @@ class Edit:
         seconds: (before, after) median latency, where it was asked for.
         margin: output positions from each border that may differ.
         fixed_size: whether the layer takes only the size of input it was made for.
+        grid: where the network gives a finer map now, (height, width) steps between the positions that it gave before;
+            "exact" is said of these.
         resolved: what the rule decided for this layer.
         reason: why it was refused, or None.
         notes: what the reader should know.
@@ -95,6 +97,7 @@ class Edit:
     seconds: tuple[float, float] | None = None
     margin: tuple[int, int] = (0, 0)
     fixed_size: bool = False
+    grid: tuple[int, int] = (1, 1)
     resolved: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
     notes: tuple[str, ...] = ()
@@ -107,7 +110,12 @@ class Edit:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**dataclasses.asdict(self), "notes": list(self.notes), "margin": list(self.margin)}
+        return {
+            **dataclasses.asdict(self),
+            "notes": list(self.notes),
+            "margin": list(self.margin),
+            "grid": list(self.grid),
+        }
 
 
 @dataclass(frozen=True)

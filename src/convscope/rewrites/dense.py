@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from convscope import nn as layers
 from convscope.graph import Call, Graph, Op, record
@@ -82,11 +83,11 @@ class Spread:
         wider, apart = _times(padding, self.dilation), _times(own, self.dilation)
         if isinstance(part, nn.AvgPool2d):
             return self._average(part, kernel, padding, wider)
-        if any(2 * p > (k - 1) * d + 1 for p, k, d in zip(wider, kernel, apart, strict=True)):
-            raise Refused(
-                f"layer {self.layer!r} would pad by more than half of its window, which torch does not do"
-            )
-        return nn.MaxPool2d(kernel, self.stride, wider, apart, part.return_indices)
+        if all(2 * p <= k for p, k in zip(wider, kernel, strict=True)):
+            return nn.MaxPool2d(kernel, self.stride, wider, apart, part.return_indices)
+        if part.return_indices:
+            raise Refused(f"layer {self.layer!r} hands its indices to an unpooling")
+        return DilatedMaxPool2d(kernel, self.stride, wider, apart)
 
     def _average(self, part: nn.AvgPool2d, kernel: Pair, padding: Pair, wider: Pair) -> nn.Module:
         if self.dilation == (1, 1):
@@ -118,8 +119,25 @@ class Spread:
         return made
 
 
+class DilatedMaxPool2d(nn.MaxPool2d):
+    """torch's max pooling with any padding; torch itself takes half of the kernel at most, however far it is dilated.
+
+    Every window must hold at least one pixel of the map: those that lie in the padding alone give minus infinity.
+
+    Example:
+        >>> DilatedMaxPool2d(3, 1, 2, 2)(torch.arange(9.0).view(1, 1, 3, 3)).flatten()
+        tensor([8., 7., 8., 5., 4., 5., 8., 7., 8.])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[batch, channels, height, width]` to the same with another height and width."""
+        down, right = _pair(self.padding)
+        wide = functional.pad(input, (right, right, down, down), value=-math.inf)
+        return functional.max_pool2d(wide, self.kernel_size, self.stride, 0, self.dilation)
+
+
 HANDLED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-PLAIN = (nn.MaxPool2d, nn.AvgPool2d, layers.MaxPool2d, layers.AvgPool2d)
+PLAIN = (nn.MaxPool2d, nn.AvgPool2d, layers.MaxPool2d, layers.AvgPool2d, DilatedMaxPool2d)
 
 
 def spreads(module: nn.Module, spec: InputSpec, stride: Pair | None) -> tuple[list[Spread], Pair]:
@@ -141,8 +159,8 @@ def spreads(module: nn.Module, spec: InputSpec, stride: Pair | None) -> tuple[li
     leaves = {call.order: call for call in large.calls if isinstance(modules.get(call.name), HANDLED)}
     found: dict[str, Spread] = {}
     for op in large.ops:
-        if _owner(op, large, leaves) is None:
-            _check_local(op, fields)
+        if owner(op, large, leaves) is None:
+            check_local(op, fields)
     total = _stride(fields[large.calls[-1].outputs[0]], "the network")
     wanted = stride or total
     if any(n % s for n, s in zip(total, wanted, strict=True)):
@@ -168,7 +186,7 @@ def spreads(module: nn.Module, spec: InputSpec, stride: Pair | None) -> tuple[li
     return list(found.values()), total
 
 
-def _check_local(op: Op, fields: Mapping[int, ReceptiveField]) -> None:
+def check_local(op: Op, fields: Mapping[int, ReceptiveField]) -> None:
     """An operation outside of the layers that are spread must leave every position alone.
 
     Raises:
@@ -188,7 +206,7 @@ def _check_local(op: Op, fields: Mapping[int, ReceptiveField]) -> None:
                 raise Refused(f"{name} mixes positions outside of a layer that can be spread")
 
 
-def _owner(op: Op, graph: Graph, leaves: Mapping[int, Call]) -> Call | None:
+def owner(op: Op, graph: Graph, leaves: Mapping[int, Call]) -> Call | None:
     at = op.call
     while at is not None:
         if at in leaves:
@@ -261,7 +279,7 @@ def layer_differs(one: Spread, made: nn.Module) -> float:
         y = _map(made(x))
         for start in {(0, 0), tuple(int(n > 1) for n in apart)}:
             shift = [a * s for a, s in zip(start, one.stride, strict=True)]
-            if any(n and d == 1 for n, d in zip(shift, step, strict=True)) and shift != [0, 0]:
+            if any(n >= d for n, d in zip(shift, step, strict=True)) and shift != [0, 0]:
                 continue  # the layer's own stride skips it: no grid of its own
             expected = _map(fixed(x[:, :, shift[0] :: step[0], shift[1] :: step[1]]))
             got = y[:, :, start[0] :: apart[0], start[1] :: apart[1]]

@@ -1,7 +1,8 @@
-"""Pooling exchanged: max, average, blurred max, a strided convolution in its place, or its stride moved forward."""
+"""Pooling exchanged: max, average, blurred max, a strided convolution in its place, its stride moved forward or gone."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,9 +16,11 @@ from convscope.errors import RequestError
 from convscope.rewrites import verify
 from convscope.rewrites.base import Change, Edit, LayerRule, Refused, register
 from convscope.rewrites.convolution import Convolution, Pair
+from convscope.rewrites.functional_pools import FunctionalPools
+from convscope.rewrites.pool_none import densify
 from convscope.rewrites.work import Site, Work
 
-KINDS = ("max", "average", "strided", "moved", "blur")
+KINDS = ("max", "average", "strided", "moved", "blur", "none")
 RIDGE = 1e-6  # of the mean variance of the taps
 
 # Of the best linear predictor of the maximum of n independent rectified Gaussians: what each tap weighs, times n.
@@ -62,7 +65,7 @@ class Window:
 @register
 @dataclass(frozen=True)
 class Pool(LayerRule):
-    """Exchanges poolings; the size of the output stays.
+    """Exchanges poolings; the size of the output stays, but for "none".
 
     - "max", "average": one for the other ("approximate"; no linear map equals a maximum). Global poolings too.
     - "strided": a depthwise convolution with the pool's window and stride. Of an average pooling "exact". Of a maximum
@@ -72,7 +75,12 @@ class Pool(LayerRule):
       the maximum is replaced by the one value that the stride keeps. "approximate".
     - "blur": the maximum at every position, then a binomial filter at the stride (Zhang, 2019): less aliasing.
 
-    Functional poolings have no module to exchange and are put on record as refused.
+    - "none": the pool looks at every position, and all later layers are dilated by its stride (Yu and Koltun, 2016; "a
+      trous"). Every s-th position of the maps is what it was: "exact" where the network gives a map, now finer;
+      "approximate" where it sums up a map, since it sums up the finer one. Costs s^2 as much from there on.
+
+    Pools that a forward calls as functions become layers for it, `stem.pool` in the forward of `stem`, which `where` may
+    name; see `convscope.rewrites.functional_pools`. Where the forward cannot be traced they are refused.
 
     Args:
         kind: one of these.
@@ -109,20 +117,25 @@ class Pool(LayerRule):
             )
 
     def apply(self, work: Work) -> None:
-        if self.kind == "moved":
-            for site in work.sites(self.kinds, self.where):
+        pools = FunctionalPools(work, whole=self.kind in ("max", "average"))
+        first = len(work.edits)
+        if self.kind in ("moved", "none"):
+            sites = work.again(work.sites(self.kinds, self.where))
+            for site in (
+                sites if self.kind == "moved" else reversed(sites)
+            ):  # what comes later is dilated by all before
+                site = dataclasses.replace(site, calls=work.calls(site.layer))
                 try:
                     work.check(site, self.kinds)
-                    self._move(site)
+                    self._move(site) if self.kind == "moved" else densify(self, work, site)
                 except Refused as reason:
                     work.refuse(self, site.layer, str(reason))
         else:
             super().apply(work)
+        pools.settle(first)
         if self.where == "*" == work.where:
-            for layer in _functional(work):
-                work.refuse(
-                    self, layer, "it pools by a function in its forward pass, which has no module to exchange"
-                )
+            for layer, reason in pools.refused.items():
+                work.refuse(self, layer, reason)
 
     def gather(self, work: Work, sites: Sequence[Site]) -> Mapping[str, Taps]:
         """Moments of the windows of each max pooling, channel by channel."""
@@ -308,14 +321,6 @@ def _checked(made: nn.Module, site: Site) -> nn.Module:
     if tuple(meta.shape) != site.out_shape:
         raise Refused(f"its output would be {list(meta.shape)}, not {list(site.out_shape)}")
     return made
-
-
-def _functional(work: Work) -> list[str]:
-    """Modules with submodules, or the network itself, that pool by a function of torch's."""
-    calls = {call.order: call for call in work.graph.calls}
-    names = ("aten.max_pool2d", "aten.max_pool2d_with_indices", "aten.avg_pool2d")
-    found = [calls[op.call] for op in work.graph.ops if op.name in names and op.call is not None]
-    return list(dict.fromkeys(call.name for call in found if not call.is_leaf))
 
 
 def _convolution_before(site: Site) -> str:

@@ -46,7 +46,8 @@ def _one(text: str) -> Rule:
             f"rule {name.strip()!r} does not exist{nearest(key, REGISTRY)}; there are {', '.join(sorted(REGISTRY))}."
         )
     rule = REGISTRY[key]
-    names = [each.name for each in dataclasses.fields(rule) if each.name != "where"]
+    types = {each.name: str(each.type) for each in dataclasses.fields(rule)}
+    names = [name for name in types if name != "where"]
     given: dict[str, Any] = {}
     rest, where = _split_where(rest)
     if where is not None:
@@ -63,7 +64,7 @@ def _one(text: str) -> Rule:
                 f"rule {key!r} has no argument {argument!r}{nearest(argument, names)}; it takes "
                 f"{', '.join([*names, 'where'])}."
             )
-        given[argument] = _value(value.strip())
+        given[argument] = value.strip() if types[argument] == "str" else _value(value.strip())
     try:
         return rule(**given)
     except TypeError as error:

@@ -16,7 +16,7 @@ from convscope.rewrites.base import Refused
 from convscope.rewrites.head import Scores, Step, pool_for, pool_kind
 
 
-class _Shallow(fx.Tracer):
+class Shallow(fx.Tracer):
     """Children are leaves, all of them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -43,7 +43,7 @@ def unflatten(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated calls inside torch.fx
-            graph = _Shallow().trace(module)
+            graph = Shallow().trace(module)
             made = fx.GraphModule(module, graph)
     except Exception as error:  # control flow on values, and whatever else a forward does
         reason = " ".join(str(error).split())[:160]

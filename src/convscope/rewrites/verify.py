@@ -55,6 +55,7 @@ def compare(
     inputs: Sequence[tuple[Tensor, ...]],
     margin: tuple[int, int] = (0, 0),
     grown: Grown = ((0, 0), (0, 0)),
+    grid: tuple[int, int] = (1, 1),
 ) -> Found:
     """Runs two modules on the same inputs and compares what they give.
 
@@ -63,6 +64,7 @@ def compare(
         inputs: arguments of each call.
         margin: positions from each border to leave out, where the output is a map.
         grown: positions that the second has more of, before and after along height and width; less where negative.
+        grid: the positions of the second's maps lie so many times as close, along height and width.
 
     Raises:
         VerificationError: the outputs differ in number or shape, or hold NaN where the other does not.
@@ -71,6 +73,8 @@ def compare(
     for arguments in inputs:
         with torch.no_grad():
             first, second = _outputs(before(*arguments)), _outputs(after(*arguments))
+        if grid != (1, 1):
+            second = [z[..., :: grid[0], :: grid[1]] for z in second]
         if grown != ((0, 0), (0, 0)):
             second = [_cut(y, grown) for y in second]
             first = [_cut(y, tuple((-a, -b) for a, b in grown)) for y in first]
@@ -189,12 +193,13 @@ def network(
     exact = all(edit.exactness == "exact" for edit in edits)
     old, new = before, after
     inputs = [(x,) for x in calibration.network_inputs(new_input)]
+    grid = (math.prod(edit.grid[0] for edit in edits), math.prod(edit.grid[1] for edit in edits))
     try:
         if not exact or old_input.shape != new_input.shape:
             with torch.no_grad():
                 new(*inputs[0])
             return None
-        found = compare(old, new, inputs, (0, 0))
+        found = compare(old, new, inputs, grid=grid)
     except VerificationError as error:
         raise VerificationError(f"{rule} changed the network's output: {error}") from None
     except Exception as error:  # the network's own code: anything may come
@@ -208,7 +213,7 @@ def network(
             f"{found.error:.1e} of their maximum in float64; this is an error of the rule, and nothing was changed."
         )
     bound = rule.one_size or any(edit.fixed_size for edit in edits)
-    larger = None if bound else _larger(old, new, new_input)
+    larger = None if bound else _larger(old, new, new_input, grid)
     if larger is not None and not larger.error <= DEEP:
         raise VerificationError(
             f"{rule} is exact at {new_input.size}, but at a larger input the outputs differ by {larger.error:.1e}; it "
@@ -217,7 +222,7 @@ def network(
     return found
 
 
-def _larger(old: nn.Module, new: nn.Module, spec: InputSpec) -> Found | None:
+def _larger(old: nn.Module, new: nn.Module, spec: InputSpec, grid: tuple[int, int]) -> Found | None:
     """The same at a larger input, or None where the old network takes none."""
     generator = torch.Generator().manual_seed(1)
     size = tuple(n + 32 for n in spec.size)
@@ -227,4 +232,4 @@ def _larger(old: nn.Module, new: nn.Module, spec: InputSpec) -> Found | None:
             old(x)
     except Exception:  # a network of one size: nothing to compare
         return None
-    return compare(old, new, [(x,)], (0, 0))
+    return compare(old, new, [(x,)], grid=grid)
