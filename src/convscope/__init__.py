@@ -35,6 +35,7 @@ _HOME = {
     "rewrite": "convscope.rewrites.rewrite:rewrite",
     "compare": "convscope.rewrites.compare:compare",
     "rules": "convscope.rules:",
+    "ask": "convscope.answers.ask:ask",
 }
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Net",
     "__version__",
     "algorithms",
+    "ask",
     "atlas",
     "compare",
     "effective_receptive_field",
@@ -59,6 +61,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from convscope import algorithms, nn, rules
+    from convscope.answers.ask import ask
     from convscope.features import objectives
     from convscope.features.atlas import atlas
     from convscope.features.visualize import visualize

@@ -499,6 +499,9 @@ def compare(
     return 0
 
 
+_ASK = "Answer a question about CNN design by measuring MODEL, your images and this machine."
+app.command("convscope.commands.ask:ask", help=_ASK)  # imported when it is called
+
 bench = App(
     name="bench",
     help="Measure this machine.",

@@ -1,0 +1,1 @@
+"""Questions every designer of a CNN is asked, answered by measurement: one file a question."""
