@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from convscope import rules
@@ -103,3 +103,28 @@ def test_refusals(module: nn.Module, kind: str, reason: str) -> None:
 def test_a_kind_is_checked() -> None:
     with pytest.raises(RequestError, match="kind='mirror' must be one of"):
         rules.Padding("mirror")
+
+
+class Residual(nn.Module):
+    """A block that adds its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+def test_sizes_that_no_longer_fit_are_taken_back() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), Residual())
+    refused = rewrite(net, rules.Padding("valid"), input="2x17x19")
+    assert [edit.layer for edit in refused.refused] == ["0", "1.conv"]
+    assert str(refused.edits[0].reason).startswith(
+        "the network does not run on maps of other sizes (The size of tensor"
+    )
+    assert str(refused.net.module) == str(net)
+    x = torch.randn(1, 2, 17, 19)
+    assert torch.equal(refused.net.module(x), net(x))
+    done = rewrite(net, rules.Padding("valid", where="0"), input="2x17x19")
+    assert done.net.module(x).shape == (1, 2, 15, 17)

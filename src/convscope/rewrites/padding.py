@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
+import torch
 from torch import nn
 
 from convscope.errors import RequestError
+from convscope.rewrites import verify
 from convscope.rewrites.base import Change, LayerRule, Refused, register
 from convscope.rewrites.convolution import Convolution, Pair, Sides
-from convscope.rewrites.work import Site
+from convscope.rewrites.work import Site, Work
 
 MODES = ("zeros", "reflect", "replicate", "circular", "partial")
 KINDS = (*MODES, "same", "valid")
@@ -29,7 +31,8 @@ class Padding(LayerRule):
 
     "same" adds zeros so that a convolution at stride 1 keeps the size of its map, "valid" takes all padding away: the
     map grows or shrinks, and equals the old one where both have positions ("exact-interior"). At a larger stride the
-    padding decides which pixels are sampled, so that the old positions need not be among the new: refused.
+    padding decides which pixels are sampled, so that the old positions need not be among the new: refused. So are all
+    layers where the network does not run on the new sizes; `where` may leave out those that must keep theirs.
 
     Args:
         kind: one of the modes, "same" or "valid".
@@ -54,6 +57,26 @@ class Padding(LayerRule):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise RequestError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}.")
+
+    def apply(self, work: Work) -> None:
+        """Layer by layer; what changes the sizes of maps is taken back where the network then does not run."""
+        if self.kind not in ("same", "valid") or work.settled is not None:
+            super().apply(work)
+            return
+        before, mark = verify.copied(work.module), len(work.edits)
+        super().apply(work)
+        done = [edit for edit in work.edits[mark:] if not edit.refused]
+        try:
+            with torch.no_grad():
+                work.module(work.calibration.network_inputs(work.input)[0])
+        except Exception as error:  # the network's own code: anything may come
+            work.module = before
+            work.structure_changed()
+            work.edits[mark:] = [edit for edit in work.edits[mark:] if edit.refused]
+            for edit in done:
+                work.refuse(
+                    self, edit.layer, f"the network does not run on maps of other sizes ({_brief(error)})"
+                )
 
     def replace(self, site: Site) -> Change:
         if isinstance(site.module, nn.AvgPool2d):
@@ -120,3 +143,7 @@ class Padding(LayerRule):
         )
         margin = tuple(math.ceil(p / s) + pool.ceil_mode for p, s in zip(padding, stride, strict=True))
         return Change(made, "exact-interior", margin=cast(Pair, margin))
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
