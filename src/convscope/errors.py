@@ -62,6 +62,10 @@ class StoreMismatch(RequestError):
     """A results folder made by another model or other settings."""
 
 
+class EngineError(ConvscopeError):
+    """Work cannot be handed out: no worker process starts, or the Ray cluster cannot be reached or is gone."""
+
+
 class OutOfMemory(ConvscopeError):
     """The smallest possible batch does not fit in memory."""
 
