@@ -303,6 +303,17 @@ def test_what_holds_a_network_to_its_size_is_named() -> None:
     assert "not those of windows: mean in '0' sees the whole map" in made.edits[-1].notes[0]
 
 
+def test_a_dilated_max_pool_pads_as_much_as_it_takes() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, 2), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(4 * 4, 2))
+    made = rewrite(net, rules.Convolutionalize(dense=True), input="3x8x8")  # padding 2 for a kernel of 3
+    x = torch.randn(1, 3, 12, 12)
+    scores = made.net.module(x)
+    assert scores.shape == (1, 2, 5, 5)
+    own_grid = rewrite(net, rules.Convolutionalize(), input="3x8x8").net.module(x)
+    torch.testing.assert_close(scores[..., ::4, ::4], own_grid)
+
+
 def test_refusals_of_strides() -> None:
     head = (nn.Flatten(), nn.Linear(4 * 4, 2))
     dense = rules.Convolutionalize(dense=True)
@@ -313,8 +324,17 @@ def test_refusals_of_strides() -> None:
     assert "pads by 'reflect'" in reason(strided, dense, 4)
     hanging = nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(2, 2, ceil_mode=True), *head)
     assert "hang over the border" in reason(hanging, dense, 3)
-    wide = nn.Sequential(nn.Conv2d(3, 4, 1, 2), nn.MaxPool2d(2, 2, 1), *head)
-    assert "pad by more than half" in reason(wide, dense, 4)
+
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(4, 4, 3, 2, 1), nn.AvgPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + self.pool(x)
+
+    odd = nn.Sequential(nn.Conv2d(3, 4, 1, 2), Shortcut(), nn.Flatten(), nn.Linear(4 * 4, 2))
+    assert "the network failed in layer '1'" in reason(odd, rules.Convolutionalize(stride=2), 8)
 
     class Gate(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -88,6 +88,7 @@ def test_average_pooling() -> None:
         ),
         (nn.Conv2d(2, 2, 41, padding=20), "reflect", "leaves nothing to reflect"),
         (nn.Conv2d(2, 2, 41, padding=20), "circular", "leaves nothing to wrap around"),
+        (nn.Conv2d(2, 2, 21, padding=10), "valid", "its map is smaller than its kernel"),
         (nn.AvgPool2d(2), "partial", "it has no padding"),
         (nn.AvgPool2d(3, 1, 1), "reflect", "an average pooling is padded by zeros or partially"),
         (nn.AvgPool2d(3, 1, 1, divisor_override=2), "partial", "it divides by a number of its own"),

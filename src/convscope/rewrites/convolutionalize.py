@@ -98,11 +98,11 @@ class Convolutionalize(Rule):
         before, mark = verify.copied(work.module), len(work.edits)
         try:
             edits = [*self._head(work), *self._dense(work, before)]
-        except Refused as reason:
+        except (Refused, ModelError) as reason:  # the latter: maps that fitted together no longer do
             work.module = before
             work.structure_changed()
             del work.edits[mark:]
-            work.refuse(self, "", str(reason))
+            work.refuse(self, "", str(reason).rstrip("."))
             return
         for edit in edits:
             work.note(edit)

@@ -83,7 +83,7 @@ class Padding(LayerRule):
             return self._average(site.module)
         conv = Convolution.of(site.module)
         if self.kind in ("same", "valid"):
-            return self._resized(conv)
+            return self._resized(conv, site)
         if conv.padding == ((0, 0), (0, 0)):
             raise Refused("it has no padding")
         if conv.mode == self.kind:
@@ -104,7 +104,7 @@ class Padding(LayerRule):
         totals = [max(k - 1, 0) for k in conv.extent]
         return (totals[0] // 2, -(-totals[0] // 2)), (totals[1] // 2, -(-totals[1] // 2))
 
-    def _resized(self, conv: Convolution) -> Change:
+    def _resized(self, conv: Convolution, site: Site) -> Change:
         if conv.mode != "zeros" and conv.padding != ((0, 0), (0, 0)):
             raise Refused(f"its padding is {conv.mode!r}, not zeros")
         if conv.stride != (1, 1):
@@ -117,6 +117,8 @@ class Padding(LayerRule):
         new: Sides = ((totals[0] // 2, -(-totals[0] // 2)), (totals[1] // 2, -(-totals[1] // 2)))
         if old == new:
             raise Refused(f"its padding is {self.kind!r} already")
+        if self.kind == "valid" and any(n < k for n, k in zip(site.in_shape[2:], conv.extent, strict=True)):
+            raise Refused("its map is smaller than its kernel, of which no position is left without padding")
         more = [tuple(b - a for a, b in zip(o, n, strict=True)) for o, n in zip(old, new, strict=True)]
         made = conv.with_(padding=new, mode="zeros")
         return Change(made.module(), "exact-interior", grown=(cast(Pair, more[0]), cast(Pair, more[1])))
