@@ -55,6 +55,10 @@ QUESTIONS = {
     question.name: question
     for question in (
         Question("padding", "What does padding do, and which one?", words=("border", "same", "valid")),
+        Question("one-by-one", "What does a 1x1 convolution do?", words=("1x1", "pointwise", "bottleneck")),
+        Question(
+            "separable", "What does a depthwise separable convolution save?", words=("depthwise", "mobilenet")
+        ),
     )
 }
 

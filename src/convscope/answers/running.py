@@ -1,9 +1,12 @@
-"""A network run on images, and how far two outputs are apart."""
+"""A network run on images: what it gives, what its layers take and give, how far two outputs are apart."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convscope.models import Net
 
@@ -25,3 +28,30 @@ def changes(before: Tensor, after: Tensor) -> Tensor:
     )
     size = before.flatten(1).norm(dim=1).mean() if spread is None or float(spread) == 0 else spread
     return (after - before).flatten(1).norm(dim=1) / size.clamp(min=1e-30)
+
+
+def captured(
+    net: Net, x: Tensor, layers: Sequence[str], dtype: torch.dtype = torch.float64
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What layers take and give on images: name -> first input and output of their last call, on a private copy.
+
+    Args:
+        net: the network.
+        x: network input, [image, channel, height, width].
+        layers: dotted names of modules.
+        dtype: to compute in.
+    """
+    module = net.copy().to(dtype)
+    kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        def after(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            kept[name] = (inputs[0].clone(), output.clone())
+
+        return after
+
+    for name in layers:
+        module.get_submodule(name).register_forward_hook(keep(name))
+    with torch.no_grad():
+        module(x.to(next((p.device for p in module.parameters()), torch.device("cpu")), dtype))
+    return kept

@@ -1,0 +1,465 @@
+"""Depthwise separable convolutions: what each half sees, what they save on paper and here, what they cost in accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convscope import timing
+from convscope.answers.asked import Asked, needs_channels
+from convscope.answers.base import Chart, Draft, Finding, Verdict, fill, found
+from convscope.answers.evidence import trained
+from convscope.answers.layers import Conv, convolutions, profile_of, sizes
+from convscope.answers.running import outputs
+from convscope.data import fashion as clothes
+from convscope.measures.figures import Estimate, Sheet, share
+from convscope.measures.measure import measure
+from convscope.models import Net
+from convscope.nn import SeparableConv2d
+from convscope.rewrites.paired import difference
+from convscope.rewrites.rewrite import rewrite
+
+PARTS = ("where", "halves", "layers", "times", "converted")
+
+_EXACT = 0.02  # a count that is off by less agrees with the formula: biases are not in it
+_SMALL = "the embedded classifier stands in: {net} has fewer than two dense layers to convert, or no labelled images"
+
+
+def answer(asked: Asked) -> Draft:
+    """See the module."""
+    needs_channels(asked.net, asked.question.name)
+    where = asked.part("where", lambda: _where(asked.net))
+    halves = asked.part("halves", lambda: _halves(asked.net))
+    layers = asked.part("layers", lambda: _layers(asked.net))
+    times = asked.part("times", lambda: _times(layers["rows"], asked.quick), timed=True)
+    stands = asked.net
+    dense = [conv for conv in convolutions(profile_of(stands)) if conv.groups == 1 and max(conv.kernel) > 1]
+    if len(dense) < 2 or asked.images(stands, 2).labels is None:
+        stands = asked.example("fashion")
+    own = stands is asked.net
+    converted = asked.part("converted", lambda: _converted(asked, stands, own), net=stands, data=own)
+    return Draft(
+        statement=_statement(asked.net, where, layers, times),
+        findings=tuple(findings(asked, halves, layers, times, converted)),
+        tables=tuple(_tables(asked.net, where, layers, times, converted)),
+        charts=(_chart(),),
+        notes=() if own else (fill(_SMALL, {"net": asked.net.name}),),
+        data=converted["source"],
+    )
+
+
+# ---------------------------------------------------------------- measured
+
+
+def _where(net: Net) -> dict[str, Any]:
+    """Where parameters and MACs go, by kind of layer."""
+    profile = profile_of(net)
+    convs = {conv.name: conv for conv in convolutions(profile)}
+    sums: dict[str, list[int]] = {}
+    for row in profile.layers:
+        if row.params or row.macs:
+            one = sums.setdefault(_kind(convs.get(row.name), row.macs), [0, 0, 0])
+            one[0] += 1
+            one[1] += row.params
+            one[2] += row.macs
+    return {"kinds": sums, "params": profile.totals.params, "macs": profile.totals.macs}
+
+
+def _kind(conv: Conv | None, macs: int) -> str:
+    if conv is None:
+        return "linear and other" if macs else "norms and other"
+    if conv.is_depthwise:
+        return "depthwise"
+    if conv.is_pointwise:
+        return "1x1"
+    return "k x k" if conv.groups == 1 else "k x k, grouped"
+
+
+def _halves(net: Net) -> dict[str, Any]:
+    """How many channels and positions change when one number of the input does: in the network's own layers, or in a pair."""
+    module = net.copy().float()
+    parts = dict(module.named_modules())
+    depthwise, pointwise = [], []
+    for conv in convolutions(profile_of(net)):
+        part = parts.get(conv.name.partition("#")[0])
+        if not isinstance(part, nn.Conv2d) or conv.is_depthwise == conv.is_pointwise:
+            continue
+        kept = depthwise if conv.is_depthwise else pointwise
+        if len(kept) < 4:
+            kept.append({"layer": conv.name, "kernel": conv.kernel, **_reach(part, conv.channels[0])})
+    of_net = bool(depthwise and pointwise)
+    if not of_net:
+        generator = torch.Generator().manual_seed(0)
+        made = SeparableConv2d(8, 16, 3, padding=1).eval()
+        for parameter in made.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        first, *_, last = made.chain()
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(last, nn.Conv2d)
+        depthwise = [{"layer": "depthwise", "kernel": [3, 3], **_reach(first, 8)}]
+        pointwise = [{"layer": "pointwise", "kernel": [1, 1], **_reach(last, 8)}]
+    return {"depthwise": depthwise, "pointwise": pointwise, "of_net": of_net}
+
+
+def _reach(conv: nn.Conv2d, channels: int) -> dict[str, int]:
+    """Output channels and positions that one number reaches, in the middle of the input channel with the largest weights."""
+    size = 4 * max(conv.kernel_size) * max(conv.stride)
+    power = conv.weight.square().sum((2, 3))  # [out, in / groups]
+    each = conv.out_channels // conv.in_channels if conv.groups > 1 else conv.out_channels
+    loudest = int(power[:, 0].argmax()) // each if conv.groups > 1 else int(power.sum(0).argmax())
+    x = torch.zeros(1, channels, size, size)
+    with torch.no_grad():
+        base = conv(x)
+        x[0, loudest, size // 2, size // 2] = 1.0
+        changed = (conv(x) != base)[0]  # [out, height, width]
+    return {
+        "channels": int(changed.flatten(1).any(1).sum()),
+        "of": len(changed),
+        "positions": int(changed.any(0).sum()),
+        "each": each,
+    }
+
+
+def _layers(net: Net) -> dict[str, Any]:
+    """Counts of full and separable layers: for each k x k layer of the network, or each depthwise and 1x1 pair it has."""
+    convs = convolutions(profile_of(net))
+    cases = [conv for conv in convs if max(conv.kernel) > 1 and not conv.is_depthwise]
+    rows = [_counted(c.name, c.channels, c.kernel, c.stride, c.before, c.groups) for c in cases]
+    for first, second in pairwise(convs):
+        if (
+            first.is_depthwise
+            and second.is_pointwise
+            and max(first.kernel) > 1
+            and second.before == first.after
+        ):
+            channels = (first.channels[0], second.channels[1])
+            row = _counted(
+                f"{first.name} + {second.name}", channels, first.kernel, first.stride, first.before, 1
+            )
+            rows.append(row | {"is_pair": True})
+    return {"rows": rows}
+
+
+def _counted(
+    name: str,
+    channels: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    size: tuple[int, int],
+    groups: int,
+) -> dict[str, Any]:
+    """MACs and parameters of the layer and of its separable form, counted as they run on shapes."""
+    full, apart = _forms(channels, kernel, stride, groups, "meta")
+    x = torch.empty(1, channels[0], *size, device="meta")
+    before, after = (measure(form, input=x, fields=False, training=False).totals for form in (full, apart))
+    return {
+        "layer": name,
+        "channels": channels,
+        "kernel": kernel,
+        "stride": stride,
+        "size": size,
+        "groups": groups,
+        "full_macs": before.macs,
+        "macs": after.macs / before.macs,
+        "params": after.params / before.params,
+        "formula": 1 / channels[1] + 1 / (kernel[0] * kernel[1]),
+        "is_pair": False,
+    }
+
+
+def _forms(
+    channels: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], groups: int, device: str
+) -> tuple[nn.Module, nn.Module]:
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    full = nn.Conv2d(*channels, kernel, stride, padding, groups=groups, bias=False, device=device)
+    apart = SeparableConv2d(*channels, kernel, stride, padding, bias=False, device=device)
+    return full.eval(), apart.eval()
+
+
+def _times(rows: list[dict[str, Any]], quick: bool) -> dict[str, Any]:
+    """The dearest layers timed both ways, in turn."""
+    ungrouped = [row for row in rows if row["groups"] == 1]
+    dearest = sorted(ungrouped, key=lambda row: row["full_macs"], reverse=True)
+    chosen = dearest[:: max(1, len(dearest) // 4)][:4] if len(dearest) > 4 else dearest
+    found_ = []
+    for row in chosen:
+        channels, kernel, stride = (tuple(row[k]) for k in ("channels", "kernel", "stride"))
+        full, apart = _forms(channels, kernel, stride, 1, "cpu")  # type: ignore[arg-type]
+        x = torch.randn(1, channels[0], *row["size"], generator=torch.Generator().manual_seed(0))
+        times = _timed(full, apart, x, 0.3 if quick else 1.5)
+        ratio = times["apart"].over(times["full"])
+        found_.append(
+            {
+                "layer": row["layer"],
+                "time": ratio.to_dict(),
+                "full": times["full"].median,
+                "macs": row["macs"],
+            }
+        )
+    return {"rows": found_}
+
+
+def _timed(full: nn.Module, apart: nn.Module, x: Tensor, budget: float) -> dict[str, timing.Timing]:
+    with torch.no_grad():
+        return timing.measure(
+            {"full": lambda: full(x), "apart": lambda: apart(x)}, budget=budget, grain=0.001
+        )
+
+
+def _converted(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
+    """Accuracy of a trained network whose k x k layers were made separable in closed form, not retrained."""
+    images = asked.images(net, 400 if asked.quick else 2000, own=own)
+    assert images.labels is not None
+    calibration = (
+        net.input.normalize(clothes("train")[0][: 48 if asked.quick else 256])
+        if not own or asked.data is None
+        else images.x[:128]
+    )
+    before = outputs(net, images.x).argmax(1) == images.labels
+    rows = []
+    for rank in (1, 2) if asked.quick else (1, 2, 4):
+        made = rewrite(net, f"separable:rank={rank}", data=calibration, seed=asked.seed)
+        after = outputs(made.net, images.x).argmax(1) == images.labels
+        lost = difference(int((before & ~after).sum()), int((after & ~before).sum()), len(before))
+        totals = profile_of(made.net).totals
+        rows.append(
+            {
+                "rank": rank,
+                "accuracy": share(after[:, None]).to_dict(),
+                "difference": lost.to_dict(),
+                "macs": totals.macs / profile_of(net).totals.macs,
+                "params": totals.params / profile_of(net).totals.params,
+                "layers": len([edit for edit in made.done if edit.exactness != "exact"]),
+            }
+        )
+    told = {"net": net.name, "images": len(before), "source": images.source, "rows": rows}
+    return told | {"before": share(before[:, None]).to_dict()}
+
+
+# ---------------------------------------------------------------- told
+
+
+def findings(
+    asked: Asked,
+    halves: dict[str, Any],
+    layers: dict[str, Any],
+    times: dict[str, Any],
+    converted: dict[str, Any],
+) -> list[Finding]:
+    """The verdicts, from the figures."""
+    return [_parts(halves), _formula(layers), _faster(times), _accuracy(asked, converted)]
+
+
+def _parts(halves: dict[str, Any]) -> Finding:
+    depthwise, pointwise = halves["depthwise"], halves["pointwise"]
+    told = {
+        "depthwise": len(depthwise),
+        "pointwise": len(pointwise),
+        "layer": depthwise[0]["layer"],
+        "kernel": sizes(depthwise[0]["kernel"]),
+        "channels": depthwise[0]["channels"],
+        "of": depthwise[0]["of"],
+        "positions": depthwise[0]["positions"],
+        "other": pointwise[0]["layer"],
+        "all": pointwise[0]["channels"],
+        "out": pointwise[0]["of"],
+        "place": pointwise[0]["positions"],
+        "multiplier": max(row["each"] for row in depthwise),
+    }
+    test = "one number of the input changed, in {depthwise} depthwise and {pointwise} 1x1 layers"
+    test += " of the network" if halves["of_net"] else " made for it, since the network has none"
+    say = (
+        "In {layer} ({kernel}) it reached {channels} of {of} channels at up to {positions} positions, in {other} {all} of "
+        "{out} channels at {place} position."
+    )
+    apart = all(row["channels"] == row["each"] for row in depthwise)
+    across = all(row["channels"] > 1 and row["positions"] == 1 for row in pointwise)
+    if not (apart and across):
+        return found("D1", False, test, say, **told)
+    if told["multiplier"] > 1:
+        return found(
+            "D1", Verdict.WHEN, test, say, when="its multiplier is one; here it is up to {multiplier}", **told
+        )
+    return found("D1", True, test, say, **told)
+
+
+def _formula(layers: dict[str, Any]) -> Finding:
+    rows = layers["rows"]
+    plain = [row for row in rows if row["groups"] == 1]
+    off = {row["layer"]: abs(row["macs"] / row["formula"] - 1) for row in rows}
+    test = "multiply-accumulates of {layers} layers of the network counted in full and separable, against 1/C_out + 1/k^2"
+    if not rows:
+        say = "The network has no k x k layer and no separable pair."
+        return found("D2", Verdict.OPEN, test, say, when="there is no such layer", layers=0)
+    dearest = max(rows, key=lambda row: row["full_macs"])
+    told = {
+        "layers": len(rows),
+        "layer": dearest["layer"],
+        "macs": dearest["macs"],
+        "formula": dearest["formula"],
+        "params": dearest["params"],
+        "least": min(row["macs"] for row in rows),
+        "most": max(row["macs"] for row in rows),
+        "off": max(off.values()),
+    }
+    say = (
+        "{layer} falls to {macs:.1%} of its MACs and {params:.1%} of its parameters (formula {formula:.1%}); over the layers to "
+        "{least:.1%} to {most:.1%}, at most {off:.1%} away from the formula."
+    )
+    if told["off"] < _EXACT:
+        return found("D2", True, test, say, **told)
+    if plain and max(off[row["layer"]] for row in plain) < _EXACT:
+        return found("D2", Verdict.WHEN, test, say, when="the layer was not grouped before", **told)
+    return found("D2", False, test, say, **told)
+
+
+def _faster(times: dict[str, Any]) -> Finding:
+    rows = times["rows"]
+    test = "{layers} layers of the network timed here in full and separable, in turn, one image at a time"
+    if not rows:
+        return found(
+            "D3", Verdict.OPEN, test, "No layer could be timed.", when="there is no such layer", layers=0
+        )
+    faster = [row for row in rows if row["time"]["high"] < 1]
+    best, worst = (pick(rows, key=lambda row: row["time"]["median"]) for pick in (min, max))
+    told = {
+        "layers": len(rows),
+        "faster": len(faster),
+        "best": best["layer"],
+        "fast": 1 / best["time"]["median"],
+        "fast_macs": 1 / best["macs"],
+        "worst": worst["layer"],
+        "slow": 1 / worst["time"]["median"],
+        "slow_macs": 1 / worst["macs"],
+    }
+    say = (
+        "{faster} of {layers} ran faster: {best} {fast:x} as fast with {fast_macs:x} fewer MACs, {worst} {slow:x} with "
+        "{slow_macs:x} fewer."
+    )
+    if len(faster) == len(rows):
+        return found("D3", True, test, say, **told)
+    if faster:
+        when = "the layer is one of {faster} of {layers} tried, such as {best}"
+        return found("D3", Verdict.WHEN, test, say, when=when, **told)
+    return found("D3", False, test, say, **told)
+
+
+def _accuracy(asked: Asked, converted: dict[str, Any]) -> Finding:
+    """D4: by training; what a conversion alone does is told beside."""
+    one = converted["rows"][0]
+    figures = {
+        "converted": converted["net"],
+        "before": converted["before"]["value"],
+        "after": one["accuracy"]["value"],
+        "part": one["macs"],
+        "images": converted["images"],
+    }
+    beside = fill(
+        " Converted in closed form and not retrained, {converted} fell from {before:.1%} to {after:.1%} on {images} images, at "
+        "{part:.0%} of its MACs.",
+        figures,
+    )
+    test = "a study that trains the same network with separable and with full layers; beside it a trained one converted"
+    made = trained(
+        asked, "D4", test, first={"convolution": "separable"}, second={"convolution": "standard"}, margin=0.01
+    )
+    return replace(made, sentence=made.sentence + beside, figures={**made.figures, **figures})
+
+
+def _statement(net: Net, where: dict[str, Any], layers: dict[str, Any], times: dict[str, Any]) -> str:
+    kinds, rows = where["kinds"], layers["rows"]
+    told: dict[str, Any] = {"net": net.name}
+    for name, key in (("depthwise", "d"), ("1x1", "p"), ("k x k", "k")):
+        count, params, macs = kinds.get(name, (0, 0, 0))
+        told |= {
+            key: count,
+            f"{key}_params": params / max(where["params"], 1),
+            f"{key}_macs": macs / max(where["macs"], 1),
+        }
+    say = (
+        "MACs of {net}: {k_macs:.0%} in full k x k layers ({k}), {d_macs:.0%} in depthwise ones ({d}), {p_macs:.0%} in 1x1 ones "
+        "({p}). "
+    )
+    if rows:
+        pairs = [row for row in rows if row["is_pair"]] or rows
+        saved = sum(row["full_macs"] for row in pairs) / sum(row["full_macs"] * row["macs"] for row in pairs)
+        told |= {"saved": saved, "pairs": len(pairs)}
+        say += "Separable instead of full, " + (
+            "its {pairs} pairs save {saved:x} the MACs"
+            if pairs[0]["is_pair"]
+            else "its {pairs} layers would save {saved:x} the MACs"
+        )
+        if times["rows"]:
+            told |= {"fast": [1 / row["time"]["median"] for row in times["rows"]]}
+            told |= {"low": min(told["fast"]), "high": max(told["fast"])}
+            say += ", and those timed here ran {low:.2g} to {high:.2g} times as fast"
+        say += "."
+    return fill(say, told)
+
+
+def _tables(
+    net: Net, where: dict[str, Any], layers: dict[str, Any], times: dict[str, Any], converted: dict[str, Any]
+) -> list[Sheet]:
+    table = tuple(
+        (
+            kind,
+            str(count),
+            f"{params:,}",
+            _part(params, where["params"]),
+            f"{macs:,}",
+            _part(macs, where["macs"]),
+        )
+        for kind, (count, params, macs) in where["kinds"].items()
+    )
+    heads = ("kind", "layers>", "parameters>", "share>", "MACs>", "share>")
+    made = [Sheet(f"where the parameters of {net.name} go", heads, table)]
+    timed = {
+        row["layer"]: fill("{median:.2f} ({low:.2f} to {high:.2f})", row["time"]) for row in times["rows"]
+    }
+    table = tuple(
+        (
+            row["layer"],
+            "{} to {}".format(*row["channels"]),
+            sizes(row["kernel"]),
+            f"{row['macs']:.3f}",
+            f"{row['formula']:.3f}",
+            f"{row['params']:.3f}",
+            timed.get(row["layer"], ""),
+        )
+        for row in layers["rows"]
+    )
+    heads = ("layer", "channels>", "kernel>", "MACs>", "1/C_out + 1/k^2>", "parameters>", "time>")
+    made.append(Sheet("separable, as multiples of the full layer", heads, table))
+    table = tuple(
+        (
+            str(row["rank"]),
+            f"{row['macs']:.2f}",
+            f"{row['params']:.2f}",
+            Estimate(**row["accuracy"]).percent(),
+            Estimate(**row["difference"]).percent(),
+        )
+        for row in converted["rows"]
+    )
+    before = Estimate(**converted["before"]).percent()
+    title = f"{converted['net']} converted in closed form, not retrained; before: {before}, on {converted['source']}"
+    made.append(
+        Sheet(title, ("kernels a channel>", "MACs>", "parameters>", "accuracy>", "difference>"), table)
+    )
+    return made
+
+
+def _part(value: int, whole: int) -> str:
+    return f"{100 * value / max(whole, 1):.1f} %"
+
+
+def _chart() -> Chart:
+    """The formula itself."""
+    widths = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    series = {f"{k}x{k}": [(float(c), 1 / c + 1 / k**2) for c in widths] for k in (3, 5, 7)}
+    return Chart(
+        "formula", "1/C_out + 1/k^2", "output channels", "multiple of the full layer", series, logs="xy"
+    )
