@@ -41,7 +41,7 @@ def act(payload: Any) -> Any:
 
 
 def toy_run(payload: dict[str, Any]) -> dict[str, Any]:
-    """In place of a training: scores that follow from the configuration alone. Tells where it runs, and waits a little."""
+    """In place of a training: scores that follow from the configuration alone. Tells where it runs, and waits where asked to."""
     config = payload["config"]
     if (folder := os.environ.get("TOY_FOLDER")) is not None:
         place = Path(folder, "workers")
@@ -49,7 +49,7 @@ def toy_run(payload: dict[str, Any]) -> dict[str, Any]:
         (place / str(os.getpid())).touch()
         with Path(folder, "calls").open("a") as calls:
             calls.write(f"{config['arguments']} {config['seed']}\n")
-        time.sleep(0.05)
+        time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
     if config["arguments"].get("kernel_size") == 11:
         raise ValueError("no luck with 11")
     text = repr((sorted(config["arguments"].items()), config["seed"]))

@@ -36,6 +36,7 @@ _HOME = {
     "compare": "convscope.rewrites.compare:compare",
     "rules": "convscope.rules:",
     "ask": "convscope.answers.ask:ask",
+    "study": "convscope.studies.study:study",
 }
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "report",
     "rewrite",
     "rules",
+    "study",
     "visualize",
 ]
 
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from convscope.models import InputSpec, Net, load
     from convscope.rewrites.compare import compare
     from convscope.rewrites.rewrite import rewrite
+    from convscope.studies.study import study
     from convscope.tour import look, report
 
 

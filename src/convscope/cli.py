@@ -500,7 +500,9 @@ def compare(
 
 
 _ASK = "Answer a question about CNN design by measuring MODEL, your images and this machine."
+_STUDY = "Train every variant of DESIGN at every seed, compare them, and say which one to take."
 app.command("convscope.commands.ask:ask", help=_ASK)  # imported when it is called
+app.command("convscope.commands.study:study", help=_STUDY)
 
 bench = App(
     name="bench",

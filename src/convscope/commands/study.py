@@ -1,0 +1,155 @@
+"""`convscope study`: trains what a design file says, and prints the comparison."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from convscope import cli
+from convscope.cli import Flag, OutFlag, OutputOptions
+from convscope.errors import RequestError
+
+_OUTPUT_DEFAULT = OutputOptions()
+
+
+def study(
+    design: Path,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(group=cli._OUTPUT)] = None,
+    engine: str = "process",
+    workers: int | None = None,
+    address: str | None = None,
+    data: str | None = None,
+    quick: Flag = False,
+    fresh: Flag = False,
+    margin: float = 1.0,
+    cost: str = "macs",
+    show: OutFlag = False,
+    output: OutputOptions = _OUTPUT_DEFAULT,
+) -> int:
+    """Train every variant of DESIGN at every seed, compare them, and say which one to take.
+
+    Each run is kept as it ends: a study that was interrupted goes on where it stopped, and one whose design has more seeds
+    or levels than before trains only what is new.
+
+    Args:
+        design: A TOML file; see docs/studies.md.
+        out: The folder of the record; study-NAME by default.
+        engine: process (worker processes of this machine), ray (a cluster) or inline (this process).
+        workers: Runs at a time; as many as there are processors by default.
+        address: Of the Ray cluster, such as auto; one of this machine by default.
+        data: What to train on, in place of the design's.
+        quick: Two seeds and a fourth of the budget.
+        fresh: Throw away what the folder holds.
+        margin: Percentage points that the cheapest variant may lose against the best.
+        cost: What is cheap: macs, params or latency.
+        show: Only show what the folder holds of an earlier run.
+    """
+    from convscope.studies import design_file
+    from convscope.studies.results import StudyResult
+    from convscope.studies.study import study as train
+
+    if not 0 < margin < 100:
+        raise RequestError(f"margin={margin} must be percentage points above 0 and below 100.")
+    wanted = design_file.read(design)
+    folder = out or Path(f"study-{wanted.name}")
+    if show:
+        found = StudyResult.from_record(folder)
+    else:
+        with _progress(cli._kept(folder)) as progress:
+            found = train(
+                wanted,
+                data,
+                out=folder,
+                engine=engine,
+                workers=workers,
+                address=address,
+                quick=quick,
+                fresh=fresh,
+                progress=progress,
+            )
+    choice = found.choose(cost, margin / 100) if found.metrics else None
+    if output.json:
+        cli._print(
+            {**found.to_dict(), "choice": None if choice is None else choice.to_dict(), "folder": str(folder)}
+        )
+    else:
+        cli._say(cli._escape(repr(found)))
+        if choice is not None:
+            cli._print_table(*found.table())
+            print(f"\n{cli._visible(choice.text)}")
+    for failure in found.failed:
+        label = found.variants[failure["variant"]].label
+        tries = f"tried {failure['attempts']} time{'s' if failure['attempts'] > 1 else ''}"
+        cli._say(cli._escape(f"failed: {label}, seed {failure['seed']} ({tries}): {failure['reason']}"))
+    return 1 if found.failed else 0
+
+
+# ---------------------------------------------------------------- progress
+
+
+@contextmanager
+def _progress(kept: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar on a terminal, a line now and then elsewhere: runs done, rate, time left, best so far."""
+    console = cli._console(stderr=True)
+    try:
+        if not console.is_terminal:
+            yield _Lines()
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("runs  {task.fields[said]}", markup=False))
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=None, said="")
+
+            def tell(event: dict[str, Any]) -> None:
+                bar.update(task, completed=event["done"], total=event["total"], said=said(event))
+
+            yield tell
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(kept) from stop
+
+
+class _Lines:
+    """Where there is no terminal: the first and at most one every ten seconds."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every, self.last = every, -every
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if time.monotonic() - self.last >= self.every or event["done"] == event["total"]:
+            self.last = time.monotonic()
+            print(
+                f"{event['done']} of {event['total']} runs, {said(event)}".rstrip(", "),
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def said(event: dict[str, Any]) -> str:
+    """What an event of a study tells beside the counts.
+
+    Example:
+        >>> best = {"label": "kernel_size=5", "metric": "validation", "mean": 0.8125, "runs": 2}
+        >>> said({"done": 2, "total": 8, "rate": 0.05, "seconds_left": 120.0, "best": best, "failed": 1})
+        '3.0 a minute, 2:00 left, 1 failed, best so far kernel_size=5 (validation 81.25 %, 2 runs)'
+    """
+    rate, left, best = event["rate"], event["seconds_left"], event["best"]
+    parts = []
+    if rate:
+        parts.append(f"{rate:.1f} a second" if rate >= 1 else f"{60 * rate:.1f} a minute")
+    if left:
+        parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+    if event["failed"]:
+        parts.append(f"{event['failed']} failed")
+    if best:
+        runs = f"{best['runs']} run{'s' if best['runs'] > 1 else ''}"
+        parts.append(f"best so far {best['label']} ({best['metric']} {100 * best['mean']:.2f} %, {runs})")
+    return cli._visible(", ".join(parts))
