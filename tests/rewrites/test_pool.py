@@ -81,6 +81,13 @@ def test_a_stride_moves_into_the_convolution() -> None:
     assert 0.1 < edit.rms_error < 1.5
 
 
+def test_identities_between_are_looked_through() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Identity(), nn.Dropout(0.5), nn.MaxPool2d(2)).eval()
+    assert rewrite(net, rules.Pool("moved"), input="4x16x18").done[0].layer == "3"
+    none = rewrite(nn.Sequential(nn.Identity(), nn.MaxPool2d(2)), rules.Pool("moved"), input="4x16x18")
+    assert none.edits[0].reason == "no convolution gives its map to it alone"
+
+
 def test_global_pools() -> None:
     x = torch.randn(2, 4, 16, 18)
     new = made(nn.AdaptiveAvgPool2d(1), rules.Pool("max")).net.module

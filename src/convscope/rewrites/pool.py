@@ -336,7 +336,13 @@ def _convolution_before(site: Site) -> str:
         for value in op.inputs:
             readers[value] = readers.get(value, 0) + 1
     modules = dict(work.module.named_modules())
-    makers = {value: call for call in graph.calls if call.is_leaf for value in call.outputs}
+    makers = {  # identities hand on what they are given, and make nothing
+        value: call
+        for call in graph.calls
+        if call.is_leaf
+        for value in call.outputs
+        if value not in call.inputs
+    }
     between = (
         nn.ReLU,
         nn.ReLU6,
