@@ -9,8 +9,6 @@ import pytest
 from convscope.studies import study as studies
 from convscope.studies.design import Design
 
-TESTS = Path(__file__).parents[1]
-
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -34,9 +32,3 @@ def sizes() -> Design:
         data={"source": "fashion", "limit": 200, "test_limit": 50},
         name="sizes",
     )
-
-
-def calls(folder: Path) -> list[str]:
-    """What the toy runs were called with, in order."""
-    path = folder / "calls"
-    return path.read_text().splitlines() if path.exists() else []

@@ -164,6 +164,11 @@ class _Study:
         self.costs: dict[int, dict[str, Any]] = {}
         self.failed: dict[str, Outcome] = {}
         self.began, self.finished_now = 0.0, 0
+        self.places: dict[str, list[int]] = {}  # key of a run -> its variants, more than one where they come to the same
+        for run in self.planned:
+            self.places.setdefault(run.config.key, []).append(run.variant)
+        self.sums: dict[int, tuple[float, int]] = {}  # variant -> sum of its scores, their number
+        self.metric = ""
 
     def check(self) -> None:
         """What is wrong with all runs is said at once, before anything is started."""
@@ -229,6 +234,7 @@ class _Study:
             result = outcome.value["result"]
             self.record.put(RUNS, outcome.key, result)
             self.done[outcome.key] = result
+            self._count(outcome.key)
             if (checkpoint := self.record.checkpoint(outcome.key)) is not None:
                 Path(checkpoint).unlink(missing_ok=True)
         else:
@@ -264,7 +270,7 @@ class _Study:
     def _tell(self) -> None:
         if self.progress is None:
             return
-        total = len({run.config.key for run in self.planned})
+        total = len(self.places)
         done = len(self.done) + len(self.failed)
         passed = time.perf_counter() - self.began
         rate = self.finished_now / passed if self.finished_now and passed > 0 else 0.0
@@ -279,21 +285,24 @@ class _Study:
             }
         )
 
+    def _count(self, key: str) -> None:
+        """A finished run into the sums that the best so far is told from."""
+        scores = self.done[key]["scores"]
+        if not scores:
+            return
+        self.metric = next(name for name in ("validation", "test", "train") if name in scores)
+        for place in self.places[key]:
+            total, count = self.sums.get(place, (0.0, 0))
+            self.sums[place] = total + scores[self.metric], count + 1
+
     def _best(self) -> dict[str, Any] | None:
         """The variant with the highest mean so far, by validation where there is one."""
-        scores: dict[int, list[float]] = {}
-        names = {name for found in self.done.values() for name in found["scores"]}
-        metric = next((name for name in ("validation", "test", "train") if name in names), None)
-        for run in self.planned:
-            found = self.done.get(run.config.key)
-            if found is not None and metric in found["scores"]:
-                scores.setdefault(run.variant, []).append(found["scores"][metric])
-        if not scores:
+        if not self.sums:
             return None
-        means = {place: sum(values) / len(values) for place, values in scores.items()}
-        place = max(means, key=means.__getitem__)
+        place = max(self.sums, key=lambda place: self.sums[place][0] / self.sums[place][1])
+        total, count = self.sums[place]
         label = self.variants[place].label
-        return {"label": label, "metric": metric, "mean": means[place], "runs": len(scores[place])}
+        return {"label": label, "metric": self.metric, "mean": total / count, "runs": count}
 
     def publish(self, seconds: float) -> StudyResult:
         """The result of what is finished, also as files."""
