@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,15 +38,13 @@ WIDTHS = {
 
 
 @pytest.fixture(scope="module")
-def chain() -> Iterator[Answer]:
+def chain() -> Answer:
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(one_by_one, "_widths", lambda asked, net: WIDTHS)
-        yield _chain()
-
-
-def _chain() -> Answer:
-    return convscope.ask("one-by-one", Chain().eval(), torch.randn(2, 4, 12, 12), input="4x12x12", quick=True)
+        return convscope.ask(
+            "one-by-one", Chain().eval(), torch.randn(2, 4, 12, 12), input="4x12x12", quick=True
+        )
 
 
 def test_linearity_pairs_and_what_does_not_bend(chain: Answer) -> None:

@@ -105,7 +105,9 @@ def test_faster_is_what_the_clock_says(high: tuple[float, float], verdict: Verdi
     assert separable._faster({"rows": []}).verdict is Verdict.OPEN
 
 
-def test_times_and_conversion_run() -> None:
+def test_times_and_conversion_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = convscope.data.fashion("train")[0][:6]
+    monkeypatch.setattr(separable, "clothes", lambda split: (few, None))
     row = {"layer": "a", "channels": [4, 4], "kernel": [3, 3], "stride": [1, 1], "size": [8, 8]}
     timed = separable._times([row | {"groups": 1, "full_macs": 1, "macs": 0.4}], True)
     assert timed["rows"][0]["time"]["median"] > 0

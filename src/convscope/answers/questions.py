@@ -59,6 +59,11 @@ QUESTIONS = {
         Question(
             "separable", "What does a depthwise separable convolution save?", words=("depthwise", "mobilenet")
         ),
+        Question(
+            "input-size",
+            "What if images have another size than the network?",
+            words=("size", "resize", "resolution"),
+        ),
     )
 }
 
