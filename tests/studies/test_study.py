@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -54,6 +55,14 @@ def test_engines_give_the_same_study(toy: Path, sizes: Design, tmp_path: Path) -
     assert StudyResult.from_record(tmp_path / "a").content() == first.content()
     assert len(list((toy / "workers").iterdir())) >= 2
     assert first.data["sha256"] == dataset("fashion", limit=200, test_limit=50).hash
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
+def test_ray_gives_the_same_study(toy: Path, sizes: Design, tmp_path: Path) -> None:
+    study(sizes, out=tmp_path / "a", engine="inline", latency=False)
+    study(sizes, out=tmp_path / "b", engine="ray", workers=2, latency=False)
+    assert kept(tmp_path / "a") == kept(tmp_path / "b")
+    assert len(calls(toy)) == 24
 
 
 def test_results_are_those_of_the_runs(toy: Path, sizes: Design) -> None:

@@ -13,6 +13,7 @@ that were added are trained, all others are taken as they are. Only one driver w
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,8 @@ class Record:
     def __init__(self, folder: str | os.PathLike[str] | None = None, *, fresh: bool = False) -> None:
         identity = {"kind": "study"}
         self._store = None if folder is None else Store.open(folder, identity, fresh=fresh, log=LOG)
+        if self._store is not None and fresh:
+            shutil.rmtree(self._store.folder / CHECKPOINTS, ignore_errors=True)
         self._kept: dict[str, dict[str, Any]] = {}
         self._events: list[dict[str, Any]] = []
 

@@ -109,11 +109,12 @@ def study(
             work.train()
         except BaseException:
             with contextlib.suppress(StoreError):  # what ended the study is what matters
-                work.publish(time.perf_counter() - began)
+                work.publish()
             raise
+        work.publish()
         if latency:
             work.time_variants()
-        return work.publish(time.perf_counter() - began)
+        return work.result(time.perf_counter() - began)
 
 
 def _design(design: Any) -> Design:
@@ -164,7 +165,9 @@ class _Study:
         self.costs: dict[int, dict[str, Any]] = {}
         self.failed: dict[str, Outcome] = {}
         self.began, self.finished_now = 0.0, 0
-        self.places: dict[str, list[int]] = {}  # key of a run -> its variants, more than one where they come to the same
+        self.places: dict[
+            str, list[int]
+        ] = {}  # key of a run -> its variants, more than one where they come to the same
         for run in self.planned:
             self.places.setdefault(run.config.key, []).append(run.variant)
         self.sums: dict[int, tuple[float, int]] = {}  # variant -> sum of its scores, their number
@@ -304,14 +307,14 @@ class _Study:
         label = self.variants[place].label
         return {"label": label, "metric": self.metric, "mean": total / count, "runs": count}
 
-    def publish(self, seconds: float) -> StudyResult:
-        """The result of what is finished, also as files."""
-        result = self._result(seconds)
+    def publish(self) -> None:
+        """What is finished, as files."""
+        result = self.result(0.0)
         self.record.write(RESULTS, json.dumps(result.content(), indent=1, allow_nan=False) + "\n")
         self.record.write(TABLES, sql.database(result))
-        return result
 
-    def _result(self, seconds: float) -> StudyResult:
+    def result(self, seconds: float) -> StudyResult:
+        """What is finished."""
         timed = latencies(self.record.events())
         runs: dict[int, list[Run]] = {place: [] for place in range(len(self.variants))}
         failed = []
