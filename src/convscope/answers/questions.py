@@ -64,6 +64,12 @@ QUESTIONS = {
             "What if images have another size than the network?",
             words=("size", "resize", "resolution"),
         ),
+        Question(
+            "fully-connected",
+            "Is a fully-connected layer a convolution?",
+            "fashion",
+            ("dense", "linear", "fc"),
+        ),
     )
 }
 
