@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -258,6 +258,19 @@ def images(source: str | os.PathLike[str] | Images | None = None, *, limit: int 
     return Images(found.source, chosen, found.ignored)
 
 
+def halves(found: Images) -> tuple[Images, Images]:
+    """The images in turn: one half to fit to, one to score on; of a single image both are that one.
+
+    Example:
+        >>> [len(half) for half in halves(images())]
+        [6, 6]
+    """
+    if len(found) < 2:
+        return found, found
+    first, second = (Images(found.source, found._files[start::2], found.ignored) for start in (1, 0))
+    return first, second
+
+
 def _find(source: str | os.PathLike[str] | None) -> Images:
     if source is None:
         return Images("photographs", [_File(photo.name, None, photo.path) for photo in photographs()])
@@ -322,7 +335,7 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
     return pixels.contiguous().float() / 255
 
 
-def _open(path: Path, at_least: tuple[int, int] | None) -> tuple[Image.Image, tuple[int, int]]:
+def _open(path: Path | BinaryIO, at_least: tuple[int, int] | None) -> tuple[Image.Image, tuple[int, int]]:
     """The picture as RGB and its full (width, height); JPEGs may be decoded smaller, to `at_least`."""
     try:
         with warnings.catch_warnings():
@@ -414,10 +427,15 @@ def _array_picture(array: np.ndarray) -> Image.Image:
 
 def _fitted(path: Path, spec: InputSpec, crop: bool) -> tuple[Tensor, Geometry]:
     """One file as Tensor [channel, height, width] in [0, 1] of the spec's shape, and the way back."""
-    height, width = spec.size
     if path.suffix.lower() in _ARRAYS:
         return _fitted_array(_read_array(path), spec, crop)
-    image, full = _open(path, (2 * width, 2 * height))
+    return _fitted_picture(path, spec, crop)
+
+
+def _fitted_picture(file: Path | BinaryIO, spec: InputSpec, crop: bool = True) -> tuple[Tensor, Geometry]:
+    """The same of a picture, whose content may lie in memory."""
+    height, width = spec.size
+    image, full = _open(file, (2 * width, 2 * height))
     shown = _shown(full, (width, height)) if crop else (0.0, 0.0, float(full[0]), float(full[1]))
     kx, ky = image.width / full[0], image.height / full[1]  # below 1 where a JPEG was decoded smaller
     box = (shown[0] * kx, shown[1] * ky, min(shown[2] * kx, image.width), min(shown[3] * ky, image.height))
