@@ -164,15 +164,20 @@ def vectors(rows: Tensor, count: int, dim: int, window: int = 4) -> Tensor:
         both = torch.stack([left[whole], right[whole]])  # [2, pair]
         pairs += [both, both.flip(0)]
     places = torch.cat(pairs, 1)
-    seen = torch.sparse_coo_tensor(places, torch.ones(places.shape[1]), (count, count)).coalesce()
+    seen = _table(places, torch.ones(places.shape[1]), count)
     row, column = seen.indices()
     often = torch.zeros(count).index_add_(0, row, seen.values())
     information = (seen.values() * often.sum() / (often[row] * often[column])).log()
     kept = information > 0
-    table = torch.sparse_coo_tensor(seen.indices()[:, kept], information[kept], (count, count)).coalesce()
+    table = _table(seen.indices()[:, kept], information[kept], count)
     rank = min(dim, count)
     with _kept_rng(0):
         left, values, _ = torch.svd_lowrank(table, q=rank, niter=3)
     found = torch.zeros(count, dim)
     found[:, :rank] = left * values.clamp_min(0).sqrt()
     return found * (0.25 / found.std().clamp_min(1e-12))
+
+
+def _table(places: Tensor, values: Tensor, count: int) -> Tensor:
+    """Sparse [count, count], what falls on one place summed."""
+    return torch.sparse_coo_tensor(places, values, (count, count), check_invariants=False).coalesce()

@@ -112,6 +112,9 @@ class RowConvs(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """`[batch, in_channels, length, row]`, of which `lengths` words count, to `[batch, filters widths]`."""
+        if lengths is not None:
+            past = torch.arange(x.shape[-2], device=x.device) >= lengths[:, None]  # [batch, length]
+            x = x.masked_fill(past[:, None, :, None], 0.0)
         found = []
         for conv in self.convs:
             y = conv(x).squeeze(-1)  # [batch, filters, window]
