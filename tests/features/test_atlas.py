@@ -55,6 +55,24 @@ def whole(tiny: Net, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, At
     return folder, atlas(tiny, folder, ["relu1", "conv3", "fc"], 3, **SMALL)
 
 
+def test_workers_draw_the_same_files(tiny: Net, whole: tuple[Path, Atlas], tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    made = same_request(tiny, tmp_path, engine="process", workers=1, progress=events.append)
+    equal(whole[0], tmp_path)
+    assert (made.done, made.failed) == (whole[1].done, whole[1].failed)
+    assert [event["done"] for event in events] == sorted(event["done"] for event in events)
+    assert events[-1]["done"] == made.units
+
+
+def test_a_network_that_workers_cannot_rebuild_is_refused(tmp_path: Path) -> None:
+    class Local(nn.Conv2d):
+        pass
+
+    net = nn.Sequential(Local(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    with pytest.raises(RequestError, match="Sequential cannot be sent to workers .*take engine 'inline'"):
+        atlas(net, tmp_path, ["0"], 1, input="3x16x16", engine="process", workers=1, **SMALL)
+
+
 def same_request(tiny: Net, folder: Path, **more: Any) -> Atlas:
     return atlas(tiny, folder, ["relu1", "conv3", "fc"], 3, **(SMALL | more))
 

@@ -78,13 +78,15 @@ class Engine(Protocol):
 
     Attributes:
         name: "inline", "process" or "ray".
-        workers: how many tasks run at a time.
         shares_disk: whether the workers see the same files as the caller, under the same names.
     """
 
     name: str
-    workers: int
     shares_disk: bool
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at a time."""
 
     def run(
         self,
@@ -130,7 +132,7 @@ def find(function: str) -> Callable[[Any], Any]:
         ) from error
     if not callable(found):
         raise RequestError(f"function {function!r} is {type(found).__name__}, which cannot be called.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def call(function: str, payload: Any) -> Reply:

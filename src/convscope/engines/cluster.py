@@ -6,6 +6,7 @@ whatever package the function lives in; results come back to the driver, which a
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ from convscope.engines.base import RETRIES, OnResult, OnRetry, Reply, Task, call
 from convscope.errors import EngineError, RequestError
 
 _AHEAD = 2  # tasks handed to the cluster for each place: one that runs, one that waits for the place
+
+
+def _ray() -> Any:
+    return importlib.import_module("ray")
 
 
 class Ray:
@@ -35,7 +40,7 @@ class Ray:
 
     def __init__(self, address: str | None = None, workers: int | None = None, gpus: float = 0.0) -> None:
         try:
-            import ray  # noqa: F401
+            _ray()
         except ImportError as error:
             raise RequestError(
                 "engine 'ray' needs Ray, which is not installed; run pip install 'convscope[ray]', or take engine "
@@ -48,12 +53,14 @@ class Ray:
     @property
     def workers(self) -> int:
         """Tasks that run at a time: those asked for, or those the connected cluster has processors for."""
-        import ray
+        processors = self._processors()
+        return min(self.asked or processors, processors)
 
+    def _processors(self) -> int:
+        ray = _ray()
         if not ray.is_initialized():
             return self.asked or 1
-        processors = int(ray.cluster_resources().get("CPU", 0))
-        return max(1, min(self.asked or processors, processors))
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def run(
         self,
@@ -65,8 +72,7 @@ class Ray:
         on_retry: OnRetry | None = None,
     ) -> None:
         """See `Engine.run`."""
-        import ray
-
+        ray = _ray()
         checked(tasks, retries)
         if not tasks:
             return
@@ -77,7 +83,9 @@ class Ray:
         try:
             # Ray's own retries are off: ours count both a worker that dies and a function that raises
             remote = ray.remote(num_cpus=1, num_gpus=self.gpus, max_retries=0)(call)
-            waiting, most = deque(tasks), self.workers * (1 if self.asked else _AHEAD)
+            waiting, most = deque(tasks), self.workers
+            if most == self._processors():  # else those ahead would run at once, more than were asked for
+                most *= _AHEAD
             while waiting or running:
                 while waiting and len(running) < most:
                     task = waiting.popleft()
@@ -95,8 +103,7 @@ class Ray:
             _leave(list(running), joined)
 
     def _join(self) -> None:
-        import ray
-
+        ray = _ray()
         here: dict[str, Any] = (
             {"num_cpus": self.asked, "include_dashboard": False} if self.address is None else {}
         )
@@ -112,8 +119,7 @@ class Ray:
 
 
 def _ended(running: list[Any]) -> list[Any]:
-    import ray
-
+    ray = _ray()
     try:
         ended, _ = ray.wait(running, num_returns=1, timeout=None, fetch_local=True)
         more, _ = ray.wait(running, num_returns=len(running), timeout=0, fetch_local=True)
@@ -126,8 +132,7 @@ def _ended(running: list[Any]) -> list[Any]:
 
 def _reply(ended: Any) -> Reply:
     """What a task came to; a worker or a machine that died is an attempt that failed."""
-    import ray
-
+    ray = _ray()
     try:
         reply = ray.get(ended)
     except ray.exceptions.RayError as error:
@@ -139,8 +144,7 @@ def _reply(ended: Any) -> Reply:
 
 def _leave(running: list[Any], joined: bool) -> None:
     """Stops what still runs, and the cluster or the connection where this run made it."""
-    import ray
-
+    ray = _ray()
     for task in running:
         ray.cancel(task, force=True)
     if joined:

@@ -171,11 +171,11 @@ class _Worker:
         path = os.pathsep.join(os.path.abspath(place) if place else os.getcwd() for place in sys.path)
         environment = {**os.environ, "PYTHONPATH": path, **dict.fromkeys(_THREADS, str(threads))}
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        group: dict[str, Any] = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-            if sys.platform == "win32"
-            else {"start_new_session": True}  # Ctrl-C is for the driver, which then ends the workers
-        )
+        group: dict[str, Any] = {}  # Ctrl-C is for the driver, which then ends the workers
+        if sys.platform == "win32":
+            group["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+        else:
+            group["start_new_session"] = True
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "convscope.engines.worker"],
             stdin=subprocess.PIPE,

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 import convscope
-from convscope import _heap
+from convscope import _heap, engines
 from convscope import data as pictures
 from convscope.data import Images
-from convscope.errors import ConvscopeError, ModelError, OutOfMemory, RequestError
+from convscope.engines import Engine, Outcome, Task
+from convscope.engines.threads import threads
+from convscope.errors import ConvscopeError, ModelError, RequestError
 from convscope.features import natural
 from convscope.features.capture import split_key
 from convscope.features.choose import Chosen, choose
@@ -40,8 +42,8 @@ from convscope.features.session import (
     Settings,
     Wanted,
     balanced,
-    with_agreement,
 )
+from convscope.features.shards import DRAW, Batch, draw_batch, shipped
 from convscope.features.transform import Robust
 from convscope.features.visualize import Meter, Progress, check_seeds, describe
 from convscope.graph import Graph, layout, record
@@ -150,6 +152,9 @@ def atlas(
     quick: bool = False,
     random: bool = False,
     fresh: bool = False,
+    engine: str | Engine = "inline",
+    workers: int | None = None,
+    address: str | None = None,
     progress: Progress | None = None,
     on_chunk: Callable[[Manifest], None] | None = None,
 ) -> Atlas:
@@ -170,6 +175,10 @@ def atlas(
         size, seeds, seed, parametrization, transforms, recipe, device, dtype, batch, random: see `visualize`.
         quick: a quarter of the units and steps.
         fresh: start over, whatever the folder holds.
+        engine: "inline" (in this process, with its threads); "process" (worker processes of this machine, one thread each)
+            or "ray": batches are spread over the workers, and the files are those that one thread gives.
+        workers: how many batches are drawn at a time; by default as many as there are processors.
+        address: of the Ray cluster.
         progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
         on_chunk: called with the manifest after every batch.
 
@@ -199,29 +208,31 @@ def atlas(
     settings = Settings(
         parametrization or Fourier(), transforms or Robust(), recipe or Recipe(steps=steps), seed
     )
-    graph = record(net)
-    chosen, skipped = choose(graph, layers, channels)
-    images = data if isinstance(data, Images) else None if _blind(net, data) else pictures.images(data)
-    session = Session(
-        net,
-        [item.layer for item in chosen],
-        settings,
-        device=device,
-        dtype=dtype,
-        graph=graph,
-        keeps_unfinished=False,  # a batch is stored whole or not at all
-    )
-    request = {
-        "size": list(size) if isinstance(size, tuple) else size,
-        "seeds": seeds,
-        "batch": batch,
-        "chosen": [[item.layer, list(item.channels)] for item in chosen],
-    }
-    identity = _identity(net, session, settings, request, images)
-    with Store.open(Path(out), identity, fresh=fresh, log="timings.jsonl") as store:
-        run = _Run(store, net, session, settings, chosen, skipped, images, request, on_chunk)
-        run.go(progress)
-        return run.result(time.perf_counter() - began)
+    hired = engines.get(engine, workers, address)
+    with threads(None if hired.name == "inline" else 1):
+        graph = record(net)
+        chosen, skipped = choose(graph, layers, channels)
+        images = data if isinstance(data, Images) else None if _blind(net, data) else pictures.images(data)
+        session = Session(
+            net,
+            [item.layer for item in chosen],
+            settings,
+            device=device,
+            dtype=dtype,
+            graph=graph,
+            keeps_unfinished=False,  # a batch is stored whole or not at all
+        )
+        request = {
+            "size": list(size) if isinstance(size, tuple) else size,
+            "seeds": seeds,
+            "batch": batch,
+            "chosen": [[item.layer, list(item.channels)] for item in chosen],
+        }
+        identity = _identity(net, session, settings, request, images)
+        with Store.open(Path(out), identity, fresh=fresh, log="timings.jsonl") as store:
+            run = _Run(store, net, session, settings, chosen, skipped, images, request, on_chunk, hired)
+            run.go(progress)
+            return run.result(time.perf_counter() - began)
 
 
 def _blind(net: Net, data: str | Images | None) -> bool:
@@ -271,7 +282,9 @@ class _Run:
         images: Images | None,
         request: Mapping[str, Any],
         on_chunk: Callable[[Manifest], None] | None,
+        engine: Engine,
     ) -> None:
+        self.engine = engine
         self.store, self.net, self.session, self.settings = store, net, session, settings
         self.chosen, self.skipped, self.images, self.request = chosen, skipped, images, request
         self.on_chunk = on_chunk
@@ -349,10 +362,11 @@ class _Run:
         }
         try:
             self._see_nature(finished)
-            for chunk in left:
-                self._draw(chunk, meter)
-                meter.finished(len(chunk.units), self.chosen[chunk.layer].layer)
-                self._publish("running")
+            if self.engine.name == "inline":
+                for chunk in left:
+                    self._draw(chunk, meter)
+            else:
+                self._draw_elsewhere(left, meter)
         except BaseException as error:
             stop = isinstance(error, KeyboardInterrupt | DrawInterrupted)
             self._publish("interrupted")
@@ -363,29 +377,53 @@ class _Run:
 
     def _draw(self, chunk: _Chunk, meter: Meter) -> None:
         began = time.perf_counter()
-        wanted = [self._wanted(chunk, channel, number) for channel, number in chunk.units]
-        steps = self.settings.recipe.steps
-        name = self.chosen[chunk.layer].layer
-        halvings = len(self.session.halvings)
-        try:
-            on_segment = meter.of_batch(len(wanted), steps, name)
-            drawn = with_agreement(self.session.draw(wanted, chunk.size, on_segment))
-        except (ModelError, OutOfMemory) as error:
-            self.records[chunk.piece] = {"units": [], "failed": {"layer": name, "reason": str(error)}}
-            self.store.put(chunk.piece, self.records[chunk.piece])
-            return
-        files: dict[str, bytes] = {}
-        units = [self._unit(chunk, item, files) for item in drawn]
-        self.records[chunk.piece] = {"units": units, "failed": None}
-        self.store.put(chunk.piece, self.records[chunk.piece], files)
-        self.store.log(
-            event="batch",
-            piece=chunk.piece,
-            layer=name,
-            units=len(units),
-            seconds=round(time.perf_counter() - began, 4),
-            halvings=self.session.halvings[halvings:],
+        on_segment = meter.of_batch(
+            len(chunk.units), self.settings.recipe.steps, self.chosen[chunk.layer].layer
         )
+        batch = draw_batch(self.session, self._all_wanted(chunk), chunk.size, on_segment)
+        self._keep(chunk, batch, time.perf_counter() - began, meter)
+
+    def _draw_elsewhere(self, left: Sequence[_Chunk], meter: Meter) -> None:
+        """The batches by the engine's workers; this process alone writes."""
+        chunks = {chunk.piece: chunk for chunk in left}
+        lost: list[str] = []
+
+        def keep(outcome: Outcome) -> None:
+            if outcome.failure is None:
+                self._keep(chunks[outcome.key], outcome.value, outcome.seconds, meter)
+            else:
+                lost.append(f"{self.chosen[chunks[outcome.key].layer].layer}: {outcome.failure}")
+
+        with shipped(self.session, [item.layer for item in self.chosen], self.engine) as ship:
+            tasks = [Task(chunk.piece, ship.payload(self._all_wanted(chunk), chunk.size)) for chunk in left]
+            self.engine.run(DRAW, tasks, keep)
+        if lost:
+            raise ModelError(
+                f"{len(lost)} of {len(left)} batches could not be drawn by the workers, the first of layer {lost[0]}"
+            )
+
+    def _keep(self, chunk: _Chunk, batch: Batch, seconds: float, meter: Meter) -> None:
+        """A finished batch, on disk and in the manifest."""
+        name = self.chosen[chunk.layer].layer
+        files: dict[str, bytes] = {}
+        units = [self._unit(chunk, item, files) for item in batch.drawn]
+        failed = None if batch.failed is None else {"layer": name, "reason": batch.failed}
+        self.records[chunk.piece] = {"units": units, "failed": failed}
+        self.store.put(chunk.piece, self.records[chunk.piece], files)
+        if failed is None:
+            self.store.log(
+                event="batch",
+                piece=chunk.piece,
+                layer=name,
+                units=len(units),
+                seconds=round(seconds, 4),
+                halvings=batch.halvings,
+            )
+        meter.finished(len(chunk.units), name)
+        self._publish("running")
+
+    def _all_wanted(self, chunk: _Chunk) -> list[Wanted]:
+        return [self._wanted(chunk, channel, number) for channel, number in chunk.units]
 
     def _wanted(self, chunk: _Chunk, channel: int, number: int) -> Wanted:
         item = self.chosen[chunk.layer]

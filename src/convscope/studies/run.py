@@ -7,14 +7,13 @@ code and data are hashed here again and compared with those the run is named by.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from convscope.engines.threads import threads
 from convscope.errors import ConvscopeError, RequestError, StoreError, StoreMismatch
 from convscope.models import InputSpec, _kept_rng
 from convscope.studies.data import Data, dataset
@@ -51,7 +50,7 @@ def run(payload: Mapping[str, Any]) -> dict[str, Any]:
     _check_code(config)
     data = _data(config)
     checkpoint = None if payload.get("checkpoint") is None else Path(payload["checkpoint"])
-    with preserved_threads(config.threads), _kept_rng(config.seed):
+    with threads(config.threads), _kept_rng(config.seed):
         spec = None if data.kind == "text" else data.input
         module, spec = network(config, spec, data.arguments)
         trained = _trained(module, data, config, checkpoint, spec)
@@ -99,17 +98,6 @@ def _data(config: RunConfig) -> Data:
             )
         remember(found)
     return _loaded[wanted]
-
-
-@contextmanager
-def preserved_threads(count: int) -> Iterator[None]:
-    """So many threads of torch inside, and as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _trained(

@@ -36,7 +36,7 @@ def rows(result: StudyResult, metric: str | None = None) -> list[tuple[str, ...]
     """
     means, differences = result.means(metric), result.differences(metric)
     front = result.pareto(metric=metric)
-    found = []
+    found: list[tuple[str, ...]] = []
     for place, variant in enumerate(result.variants):
         notes = ["baseline"] if place == result.baseline else []
         notes += ["Pareto"] if place in front else []
