@@ -70,6 +70,12 @@ QUESTIONS = {
             "fashion",
             ("dense", "linear", "fc"),
         ),
+        Question(
+            "upsampling",
+            "Which way to upsample?",
+            "fashion-decoder",
+            ("unpooling", "deconvolution", "decoder"),
+        ),
     )
 }
 
