@@ -249,6 +249,9 @@ def atlas(
     /,
     *,
     out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("atlas"),
+    engine: Annotated[str, Parameter(group=_WORK)] = "inline",
+    workers: Annotated[int | None, Parameter(group=_WORK)] = None,
+    address: Annotated[str | None, Parameter(group=_WORK)] = None,
     work: AtlasOptions = _ATLAS_DEFAULT,
     loading: ModelOptions = _MODEL_DEFAULT,
     output: OutputOptions = _OUTPUT_DEFAULT,
@@ -260,10 +263,14 @@ def atlas(
     Args:
         model: The network; the embedded EfficientNet-Lite0 by default.
         out: The folder to write.
+        engine: inline (this process), process (workers of one thread each) or ray (a cluster).
+        workers: Batches drawn at a time; as many as there are processors by default.
+        address: Of the Ray cluster, such as auto; one of this machine by default.
     """
     net = _load(model, loading, output)
     with _progress(_kept(out)) as progress:
-        made = convscope.atlas(net, out, progress=progress, **_atlas_settings(work, loading))
+        spread = {"engine": engine, "workers": workers, "address": address}
+        made = convscope.atlas(net, out, progress=progress, **spread, **_atlas_settings(work, loading))
     return _tell_atlas(made, made.to_dict(), str(made.manifest), output, _next_report(out))
 
 
