@@ -17,6 +17,7 @@ from convscope import measure
 from convscope.graph import Op, Value
 from convscope.measures.count_rules import Cost, count
 from convscope.measures.profile import Profile
+from convscope.nn import LocallyConnected2d
 
 
 def profile(net: nn.Module, *shape: int, backward: bool = False) -> Profile:
@@ -425,6 +426,16 @@ def test_bytes_moved() -> None:
     assert [row.moved_bytes for row in p.layers] == [4 * conv, 4 * 24, 0, 4 * (12 + 5 + 65)]
     table = measure(nn.Embedding(1000, 8), input=torch.zeros(1, 3, dtype=torch.long))
     assert table.totals.moved_bytes == 2 * 3 * 8 * 4 + 3 * 8  # only the rows that are picked
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_locally_connected_layer_costs_what_its_convolution_does(batch: int) -> None:
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+    local = LocallyConnected2d.from_conv(conv, (7, 9))
+    counted = profile(local, batch, 4, 7, 9, backward=True)
+    assert not counted.uncounted
+    assert counted.totals.macs == batch * local.weight.numel() == profile(conv, batch, 4, 7, 9).totals.macs
+    assert counted.totals.backward_macs == counted.totals.macs  # of the weights: the image needs none
 
 
 # ---------------------------------------------------------------- MobileNet-v1

@@ -20,6 +20,7 @@ from convscope.graph import layout, record
 from convscope.graph.rules import follow
 from convscope.measures.receptive_field import ReceptiveField, field_of, receptive_field
 from convscope.models import InputSpec
+from convscope.nn import LocallyConnected2d
 from nan_oracle import build, check
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::convscope.errors.ConvscopeWarning")
@@ -304,6 +305,17 @@ def test_attention_keeps_the_local_path_of_each_patch() -> None:
     assert (plan.kind, plan.grid, plan.before, plan.channels) == ("tokens", (3, 6), 1, 8)
     assert receptive_field(net, "head", graph=graph).is_global
     assert layout(graph, "head").kind == "vector"
+
+
+def test_a_locally_connected_layer_sees_what_its_convolution_does() -> None:
+    first, second = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, dilation=2, groups=2)
+    x = torch.rand(1, 1, 24, 20)
+    local = nn.Sequential(
+        LocallyConnected2d.from_conv(first, (24, 20)), LocallyConnected2d.from_conv(second, (12, 10))
+    )
+    seen = receptive_field(local, "1", input=x)
+    assert seen == receptive_field(nn.Sequential(first, second), "1", input=x)
+    assert (seen.size, seen.stride, seen.padding) == ((11, 11), (2, 2), (1, 1))
 
 
 def test_efficientnet_lite0_has_one_sided_padding() -> None:

@@ -512,6 +512,16 @@ def convolution(step: Step) -> Trace:
     return trace if batched else trace.drop(0)
 
 
+@rule("locally_connected")
+def locally_connected(step: Step) -> Trace:
+    """A convolution without padding, of [batch, height, width, channels]."""
+    trace, kernel = step.tensor("x"), step.tensor("weight").shape[4:6]
+    trace = _channels(trace.mix([3], step.reason), 3, step.shape[1])
+    for i, (s, d) in enumerate(zip(step.attr("stride"), step.attr("dilation"), strict=True)):
+        trace = trace.slide(1 + i, step.shape[2 + i], s, 0, d * (kernel[i] - 1), step.reason)
+    return _steered(step, trace.permute([0, 3, 1, 2]), "x")
+
+
 def _steered(step: Step, trace: Trace, main: str) -> Trace:
     """With what weights, biases or statistics computed from the image bring in: all of it."""
     others = [other for name in step.op.tensors if name != main if (other := step.optional(name)) is not None]

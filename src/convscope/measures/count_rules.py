@@ -150,6 +150,12 @@ def convolution(work: Work) -> Cost:
     return work.product(positions * taps, main, "weight")
 
 
+@rule("locally_connected")
+def locally_connected(work: Work) -> Cost:
+    """Every weight is read once an image: a position has a kernel of its own."""
+    return work.product(work.out[0] * work.size("weight"), "x", "weight")
+
+
 @rule("deform_conv2d")
 def deformable(work: Work) -> Cost:
     """A convolution whose every tap is first interpolated between four elements, and scaled by a mask."""
