@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from convscope.cli import main
 from convscope.commands.study import said
 from convscope.studies import study as studies
+from convscope.studies.results import StudyResult
 
 FILE = """
 base = "convscope.studies.networks:small_cnn"
@@ -63,6 +65,31 @@ def test_json_is_one_document(design: Path, capsys: pytest.CaptureFixture[str]) 
     assert (told["choice"]["margin"], told["choice"]["cost"]) == (0.05, "params")
     assert told["folder"] == "study-sizes"
     assert all(variant["latency"]["median"] > 0 for variant in told["variants"])
+
+
+def test_a_factory_and_data_of_the_current_folder(
+    design: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "RUN", "convscope.studies.run:run")
+    (tmp_path / "my_networks.py").write_text(
+        "from torch import nn\n\n\n"
+        "def flat(classes, width=4):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, classes))\n"
+    )
+    chance = np.random.default_rng(0)
+    images = chance.integers(0, 255, (80, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", x=images, y=np.arange(80) % 2)
+    design.write_text(
+        'base = "my_networks:flat"\ndata = "mine.npz"\nseeds = 1\nbudget = { epochs = 1 }\n'
+        "training = { batch = 8 }\n[factors]\nwidth = [2, 4]\n"
+    )
+    assert main(["study", str(design), "--workers", "1", "--out", "made"]) == 0
+    found = StudyResult.from_record("made")
+    assert [variant.cost.params for variant in found.variants] == [
+        64 * 2 + 2 + 2 * 2 + 2,
+        64 * 4 + 4 + 4 * 2 + 2,
+    ]
+    assert found.data["name"] == "mine.npz"
 
 
 def test_failed_runs_are_told_and_counted(design: Path, capsys: pytest.CaptureFixture[str]) -> None:

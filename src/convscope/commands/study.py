@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,8 @@ def study(
     from convscope.studies.results import StudyResult
     from convscope.studies.study import study as train
 
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for package.module:factory; last, so that nothing is shadowed
     if not 0 < margin < 100:
         raise RequestError(f"margin={margin} must be percentage points above 0 and below 100.")
     wanted = design_file.read(design)

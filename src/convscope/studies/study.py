@@ -140,6 +140,9 @@ def _data(design: Design, data: str | Mapping[str, Any] | Data | None) -> tuple[
         except TypeError as error:
             raise RequestError(f"data={arguments} cannot be read: {error}.") from error
     remember(found)
+    for name in ("source", "test"):  # workers may begin in another folder
+        if os.path.exists(arguments.get(name) or ""):
+            arguments[name] = os.path.abspath(arguments[name])
     return found, {**arguments, "hash": found.hash}
 
 
