@@ -34,6 +34,7 @@ _HOME = {
     "algorithms": "convscope.algorithms:",
     "rewrite": "convscope.rewrites.rewrite:rewrite",
     "compare": "convscope.rewrites.compare:compare",
+    "finetune": "convscope.studies.finetune:finetune",
     "rules": "convscope.rules:",
     "ask": "convscope.answers.ask:ask",
     "study": "convscope.studies.study:study",
@@ -48,6 +49,7 @@ __all__ = [
     "atlas",
     "compare",
     "effective_receptive_field",
+    "finetune",
     "load",
     "look",
     "measure",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from convscope.models import InputSpec, Net, load
     from convscope.rewrites.compare import compare
     from convscope.rewrites.rewrite import rewrite
+    from convscope.studies.finetune import finetune
     from convscope.studies.study import study
     from convscope.tour import look, report
 
