@@ -107,6 +107,11 @@ class Functional(nn.Module):
         return self.head(self.pool_by(self.conv(x)))
 
 
+class PaddedPool(nn.MaxPool2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(functional.pad(input, (0, 1, 0, 1)))
+
+
 class Choosy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return functional.max_pool2d(x, 2) if float(x.sum()) < 1e9 else x
@@ -185,6 +190,11 @@ def test_a_forward_whose_pools_stay_stays() -> None:
         (nn.AdaptiveAvgPool2d(1), rules.Pool("strided"), "for which 'strided' has no meaning"),
         (nn.AdaptiveAvgPool2d(1), rules.Pool("moved"), "has no stride to move"),
         (nn.AdaptiveAvgPool2d(1), rules.Pool("average"), "it is a pooling by average already"),
+        (
+            PaddedPool(2),
+            rules.Pool("average"),
+            "it is a PaddedPool, whose forward pass may do more than pool",
+        ),
         (Choosy(), rules.Pool("average"), "which cannot be traced"),
         (Computed(), rules.Pool("average"), "which has no call of a pool with plain numbers"),
     ],

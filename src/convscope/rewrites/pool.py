@@ -152,6 +152,7 @@ class Pool(LayerRule):
 
     def replace(self, site: Site) -> Change:
         module: Any = site.module
+        _check_type(module)
         if not isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
             return self._global(module)
         old = Window.of(module)
@@ -218,6 +219,7 @@ class Pool(LayerRule):
         work, module = site.work, site.module
         if not isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
             raise Refused("it pools the whole map, and has no stride to move")
+        _check_type(module)
         old = Window.of(module)
         if old.padding != (0, 0) or old.ceil:
             raise Refused("its padding or rounding would move the positions that are kept")
@@ -311,6 +313,13 @@ class Taps:
 
 def _pair(value: Any) -> Pair:
     return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
+
+
+def _check_type(module: nn.Module) -> None:
+    """Only what torch and convscope define: a pool of somebody else's may pad by itself, say."""
+    kind = type(module)
+    if not kind.__module__.startswith(("torch.nn.", "convscope.")):
+        raise Refused(f"it is a {kind.__name__}, whose forward pass may do more than pool")
 
 
 def _checked(made: nn.Module, site: Site) -> nn.Module:
