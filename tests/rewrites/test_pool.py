@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,11 @@ class Choosy(nn.Module):
         return functional.max_pool2d(x, 2) if float(x.sum()) < 1e9 else x
 
 
+class Padded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.max_pool2d(functional.pad(x, (0, 1, 0, 1), value=-math.inf), 2)
+
+
 class Computed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return functional.max_pool2d(x, x.shape[2] // 8)
@@ -196,7 +202,8 @@ def test_a_forward_whose_pools_stay_stays() -> None:
             "it is a PaddedPool, whose forward pass may do more than pool",
         ),
         (Choosy(), rules.Pool("average"), "which cannot be traced"),
-        (Computed(), rules.Pool("average"), "which has no call of a pool with plain numbers"),
+        (Padded(), rules.Pool("average"), "which has no call of a pool, of a map as it comes, with plain"),
+        (Computed(), rules.Pool("average"), "which has no call of a pool, of a map as it comes, with plain"),
     ],
 )
 def test_refusals(module: nn.Module, rule: rules.Pool, reason: str) -> None:

@@ -27,6 +27,12 @@ from convscope.rewrites.work import Work
 _WINDOWS = ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d")
 _ADAPTIVE = ("adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d")
 _GLOBAL = ("mean", "amax")
+_LAYERS = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+)  # and what others made of them
 
 
 class FunctionalPools:
@@ -101,8 +107,9 @@ def _callers(work: Work, whole: bool) -> list[str]:
         sums = kind in _GLOBAL and len(before) == 4 and after in (before[:2], (*before[:2], 1, 1))
         if kind in _WINDOWS or (whole and (kind in _ADAPTIVE or (sums and before[2:] != (1, 1)))):
             layer = calls[op.call].name
-            home = type(modules[layer]).__module__ if layer in modules else "torch.nn"
-            if not home.startswith(("torch.nn.", "convscope.nn")):
+            part = modules.get(layer)
+            home = "torch.nn." if part is None else type(part).__module__
+            if not home.startswith(("torch.nn.", "convscope.nn")) and not isinstance(part, _LAYERS):
                 found.setdefault(layer)
     return list(found)
 
@@ -159,7 +166,7 @@ def with_pools(
     made.graph.eliminate_dead_code()
     made.recompile()
     if not names or not given:
-        raise Refused("has no call of a pool with plain numbers")
+        raise Refused("has no call of a pool, of a map as it comes, with plain numbers")
     for arguments in given:
         with torch.no_grad():
             try:
@@ -237,6 +244,8 @@ def _pool_of(node: fx.Node) -> nn.Module | None:
     except TypeError:  # an argument that no layer has
         return None
     source = given.pop("input")
+    if isinstance(source, fx.Node) and getattr(source.target, "__name__", "") == "pad":
+        return None  # by minus infinity perhaps, which suits no other pool
     plain = all(
         isinstance(leaf, (int, bool, type(None))) for value in given.values() for leaf in _leaves(value)
     )

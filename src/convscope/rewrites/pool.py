@@ -17,7 +17,7 @@ from convscope.rewrites import verify
 from convscope.rewrites.base import Change, Edit, LayerRule, Refused, register
 from convscope.rewrites.convolution import Convolution, Pair
 from convscope.rewrites.functional_pools import FunctionalPools
-from convscope.rewrites.pool_none import densify
+from convscope.rewrites.pool_none import check_plain, densify
 from convscope.rewrites.work import Site, Work
 
 KINDS = ("max", "average", "strided", "moved", "blur", "none")
@@ -152,7 +152,7 @@ class Pool(LayerRule):
 
     def replace(self, site: Site) -> Change:
         module: Any = site.module
-        _check_type(module)
+        check_plain(module)
         if not isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
             return self._global(module)
         old = Window.of(module)
@@ -219,7 +219,7 @@ class Pool(LayerRule):
         work, module = site.work, site.module
         if not isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
             raise Refused("it pools the whole map, and has no stride to move")
-        _check_type(module)
+        check_plain(module)
         old = Window.of(module)
         if old.padding != (0, 0) or old.ceil:
             raise Refused("its padding or rounding would move the positions that are kept")
@@ -313,13 +313,6 @@ class Taps:
 
 def _pair(value: Any) -> Pair:
     return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
-
-
-def _check_type(module: nn.Module) -> None:
-    """Only what torch and convscope define: a pool of somebody else's may pad by itself, say."""
-    kind = type(module)
-    if not kind.__module__.startswith(("torch.nn.", "convscope.")):
-        raise Refused(f"it is a {kind.__name__}, whose forward pass may do more than pool")
 
 
 def _checked(made: nn.Module, site: Site) -> nn.Module:

@@ -35,6 +35,7 @@ def densify(rule: Rule, work: Work, site: Site) -> None:
         VerificationError: the positions that stay are not what they were.
     """
     pool = site.module
+    check_plain(pool)
     if type(pool) not in PLAIN:
         raise Refused("it pools the whole map, and has no stride to take away")
     step = _pair(pool.stride if pool.stride is not None else pool.kernel_size)
@@ -61,6 +62,13 @@ def densify(rule: Rule, work: Work, site: Site) -> None:
         raise
     for edit in edits:
         work.note(edit)
+
+
+def check_plain(module: nn.Module) -> None:
+    """Only what torch and convscope define: a pool of somebody else's may pad by itself, say."""
+    kind = type(module)
+    if not kind.__module__.startswith(("torch.nn.", "convscope.")):
+        raise Refused(f"it is a {kind.__name__}, whose forward pass may do more than pool")
 
 
 def _edits(
