@@ -182,14 +182,21 @@ def _killed_at(step: int) -> Any:
 def test_a_killed_training_ends_in_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, choices: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     settings = Training(epochs=4, batch=8, augmentation=("flip", "crop"), keep=keep, optimizer="adamw")
     whole = train(net(**choices), images(), settings, seed=3)
     path = tmp_path / "state"
     for step in (2, 5, 8, 10):  # in the middle of epochs and at their ends
         with pytest.raises(Killed):
-            train(net(**choices), images(), settings, seed=3, checkpoint=path, progress=_killed_at(step))
+            train(
+                net(**choices),
+                images(),
+                settings,
+                seed=3,
+                checkpoint=path,
+                every=0,
+                progress=_killed_at(step),
+            )
     resumed = train(net(**choices), images(), settings, seed=3, checkpoint=path)
     assert torch.equal(weights(resumed.module), weights(whole.module))
     assert resumed.to_dict() == whole.to_dict()

@@ -54,8 +54,11 @@ def augmented(
         if dense:
             planes = targets if targets.ndim == 4 else targets[:, None]
             targets = _moved(planes, most, offsets).reshape(targets.shape)
+    seed = int(
+        torch.randint(2**31, (), generator=generator)
+    )  # drawn always, so that noise changes no other choice
     if noise:
-        images = noisy(images, noise, int(torch.randint(2**31, (), generator=generator)))
+        images = noisy(images, noise, seed)
     return images, targets
 
 
