@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import convscope
 from convscope import timing
 from convscope.answers.asked import Asked, Meter, Progress, check_data
-from convscope.answers.base import Answer, Draft
+from convscope.answers.base import Answer, Draft, fill
 from convscope.answers.claims import claims_of
 from convscope.answers.drawing import ledger, png
 from convscope.answers.questions import QUESTIONS, Question, find
@@ -216,7 +216,7 @@ def _answered(asked: Asked, data: Any, out: Any, store: Store | None, meter: Met
         tables=draft.tables,
         pictures=draft.pictures,
         charts=draft.charts,
-        notes=draft.notes,
+        notes=(*draft.notes, *_busy(asked)),
         conditions=_conditions(asked, draft),
         command=command,
         python=python,
@@ -226,6 +226,17 @@ def _answered(asked: Asked, data: Any, out: Any, store: Store | None, meter: Met
     if store is not None:
         _write(store, made)
     return made
+
+
+def _busy(asked: Asked) -> tuple[str, ...]:
+    """A warning where other work ran beside the timings."""
+    threads = torch.get_num_threads()
+    if asked.load <= threads + 1:
+        return ()
+    said = (
+        "The machine's load was {load} while times were taken with {threads} thread(s): they may be too long."
+    )
+    return (fill(said, {"load": asked.load, "threads": threads}),)
 
 
 def _check(question: Question, draft: Draft) -> None:

@@ -34,6 +34,7 @@ from convscope.rewrites.feed import Feed
 from convscope.store import Store
 
 Progress = Callable[[dict[str, Any]], None]
+_SHARED = ("asked", "layers", "running")  # what the measurements of all questions are made with
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -83,7 +84,8 @@ class Asked:
         data: the images asked for, as given; None where none were.
         quick: whether to measure less.
         seed: every random choice follows from it.
-        studies: a folder of study records, beside those that ship.
+        studies: a folder of study records, in place of those that ship.
+        load: the machine's highest load while times were taken so far.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Asked:
         self.question, self.given, self.data = question, net is not None, data
         self.net = load(question.source) if net is None else net
         self.quick, self.seed, self.studies = quick, seed, studies
+        self.load = 0.0
         self._store, self._meter = store, meter
 
     def example(self, source: str) -> Net:
@@ -169,6 +172,8 @@ class Asked:
         kept = None if self._store is None else _kept(self._store, piece, key)
         if kept is None:
             values = measure()
+            if timed:
+                values = {**values, "load": timing.load()}
             plain = {k: _plain(v) for k, v in values.items() if not isinstance(v, Tensor | np.ndarray)}
             arrays = {k: _array(v) for k, v in values.items() if isinstance(v, Tensor | np.ndarray)}
             kept = json.loads(json.dumps(plain)) | arrays  # the same whether it comes from the store or not
@@ -178,12 +183,15 @@ class Asked:
             self._meter.tell(f"{self.question.name}: {name}", done=1)
         else:
             self._meter.tell(f"{self.question.name}: {name}", done=1, reused=True)
+        if timed and kept["load"] is not None:
+            self.load = max(self.load, kept["load"])
         return kept
 
     def _key(
         self, measure: Callable[..., Any], about: Mapping[str, Any], net: Net, data: bool, timed: bool
     ) -> str:
-        code = Path(measure.__code__.co_filename).read_bytes()
+        files = (measure.__code__.co_filename, *(Path(__file__).with_name(f"{name}.py") for name in _SHARED))
+        code = b"".join(Path(file).read_bytes() for file in files)
         told: dict[str, Any] = {
             "code": hashlib.sha256(code).hexdigest(),
             "convscope": convscope.__version__,

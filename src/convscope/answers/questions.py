@@ -76,6 +76,7 @@ QUESTIONS = {
             "fashion-decoder",
             ("unpooling", "deconvolution", "decoder"),
         ),
+        Question("fft-winograd", "FFT or Winograd, when?", words=("fft", "winograd", "algorithm")),
     )
 }
 
