@@ -279,13 +279,3 @@ def test_training_in_pieces_ends_in_the_same_bits(
     for name in (f"{model}.safetensors", f"{model}.json"):
         assert (whole / name).read_bytes() == (pieces / name).read_bytes()
     assert {path.name for path in pieces.iterdir()} == {f"{model}.safetensors", f"{model}.json"}
-
-
-def test_augmentation_moves_and_keeps_every_pixel(script: ModuleType) -> None:
-    images = torch.zeros(64, 1, 9, 9)
-    images[:, :, 4, 4] = 1
-    moved = script.moved(images, 2, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    assert moved.sum((1, 2, 3)).tolist() == [1] * 64
-    rows, columns = moved[:, 0].amax(2).argmax(1), moved[:, 0].amax(1).argmax(1)  # [64]
-    assert set(rows.tolist()) == set(columns.tolist()) == {2, 3, 4, 5, 6}

@@ -18,12 +18,9 @@ import gzip
 import hashlib
 import json
 import math
-import os
 import platform
 import struct
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +30,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from convscope.data.fashion import LABELS, SIDE, noisy
 from convscope.data.fashion_nets import SPEC, classifier, decoder
+from convscope.errors import StoreMismatch
+from convscope.studies import training as studies
+from convscope.studies.data import Data as Labelled
+from convscope.studies.data import Split
 
 EACH = 200  # images of each class held out, and as many embedded of the test set
 COLUMNS = 50  # of a sheet of images
@@ -142,35 +142,6 @@ def write_samples(data: Data, out: Path) -> None:
     write_json(out / "samples.json", about)
 
 
-def epoch_batches(data: Data, config: Config, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The epoch's batches in its own order, flipped and moved: images [batch, 1, 28, 28] in [0, 1], labels, noisy."""
-    generator = torch.Generator().manual_seed(config.seed * 1000 + epoch)
-    order = torch.randperm(len(data.labels), generator=generator)
-    for number, places in enumerate(order.split(config.batch)):
-        if len(places) < config.batch and number:
-            return  # a batch norm of a few images would say little
-        images = as_images(data.images[places])
-        if config.flip:
-            turned = torch.rand(len(places), generator=generator) < 0.5
-            images = torch.where(turned[:, None, None, None], images.flip(3), images)
-        if config.shift:
-            images = moved(images, config.shift, generator)
-        seed = int(torch.randint(2**31, (), generator=generator))
-        yield images, data.labels[places], noisy(images, config.noise, seed)
-
-
-def moved(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to `most` pixels along either axis; what comes in is black."""
-    count, _, height, width = images.shape
-    padded = functional.pad(images, (most,) * 4)[:, 0]
-    down, right = torch.randint(2 * most + 1, (2, count, 1), generator=generator)
-    rows, columns = (
-        down + torch.arange(height),
-        right + torch.arange(width),
-    )  # [batch, height], [batch, width]
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]][:, None]
-
-
 def as_images(pixels: Tensor) -> Tensor:
     """Bytes [n, 28, 28] as images [n, 1, 28, 28] in [0, 1]."""
     return pixels[:, None].float() / 255
@@ -179,84 +150,88 @@ def as_images(pixels: Tensor) -> Tensor:
 # ---------------------------------------------------------------- training
 
 
+class Enough(Exception):
+    """As many epochs as were asked for now are done."""
+
+
 def train(config: Config, data: Data, out: Path, epochs_now: int | None = None) -> bool:
     """Goes on from the saved state for so many epochs, or to the end; returns whether the end is reached."""
     saved = out / f"{config.model}.state.pt"
     torch.manual_seed(config.seed)
-    module = BUILD[config.model]().to(memory_format=torch.channels_last)
-    optimizer = optimizer_of(config, module)
-    history: list[dict[str, float]] = []
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
-        if state["config"] != asdict(config):
-            raise SystemExit(f"{saved} is of another configuration; delete it to start anew")
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
-    end = config.epochs if epochs_now is None else min(config.epochs, len(history) + epochs_now)
-    for epoch in range(len(history), end):
-        began = time.perf_counter()
-        loss = train_epoch(config, data, module, optimizer, epoch)
-        history.append({"epoch": epoch + 1, "loss": loss, **score(config, module, *data.held_out)})
-        say(config, history[-1], time.perf_counter() - began)
-        state = {"config": asdict(config), "history": history}
-        state |= {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(state, saved.with_suffix(".part"))
-        os.replace(saved.with_suffix(".part"), saved)
-    if len(history) < config.epochs:
+    module = BUILD[config.model]()
+    began = 0
+
+    def told(event: dict[str, Any]) -> None:
+        nonlocal began
+        if "validation_loss" not in event:
+            return
+        began = began or int(event["epoch"])
+        say(config, event)
+        done = int(event["epoch"]) - began + 1
+        if epochs_now is not None and done >= epochs_now and event["step"] < event["steps"]:
+            raise Enough
+
+    try:
+        trained = studies.train(
+            module,
+            labelled(config, data),
+            settings(config),
+            seed=config.seed,
+            checkpoint=saved,
+            every=0,
+            progress=told,
+            spec=SPEC,
+            test=False,
+        )
+    except Enough:
         return False
-    finish(config, data, module, history, out)
+    except StoreMismatch as error:
+        raise SystemExit(f"{saved} is of another configuration; delete it to start anew") from error
+    finish(config, data, trained.module, [dict(point) for point in trained.curves], out)
     saved.unlink(missing_ok=True)
     return True
 
 
-def optimizer_of(config: Config, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer; batch norms and biases do not decay."""
-    parameters = list(module.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "SGD":
-        return torch.optim.SGD(groups, lr=config.rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=config.rate)
+def settings(config: Config) -> studies.Training:
+    """The configuration as the one training loop takes it."""
+    kinds = (("flip", config.flip), ("crop", config.shift > 0))
+    return studies.Training(
+        epochs=config.epochs,
+        batch=config.batch,
+        optimizer=config.optimizer.lower(),
+        lr=config.rate,
+        weight_decay=config.decay,
+        schedule="cosine",
+        warmup=config.warmup,
+        augmentation=tuple(kind for kind, wanted in kinds if wanted),
+        shift=config.shift,
+        label_smoothing=config.smoothing if config.model == "fashion" else 0.0,
+        precision=config.precision,
+    )
 
 
-def rate_at(config: Config, progress: float) -> float:
-    """The learning rate when this part of all steps is done."""
-    if progress < config.warmup:
-        return config.rate * progress / config.warmup
-    return config.rate * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup))) / 2
-
-
-def train_epoch(
-    config: Config, data: Data, module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int
-) -> float:
-    """One pass over the training images; returns its mean loss."""
-    module.train()
-    steps = max(1, len(data.labels) // config.batch)
-    losses = []
-    for step, (images, labels, with_noise) in enumerate(epoch_batches(data, config, epoch)):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(config, (epoch + (step + 1) / steps) / config.epochs)
-        loss = loss_of(config, module, images, labels, with_noise)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return float(np.mean(losses))
-
-
-def loss_of(config: Config, module: nn.Module, images: Tensor, labels: Tensor, with_noise: Tensor) -> Tensor:
-    """Cross entropy of the labels, or the mean squared error of the image without noise."""
-    half = config.precision == "bfloat16"
-    clean = config.model == "fashion"
-    x = SPEC.normalize(images if clean else with_noise).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        y = module(x)
-    if clean:
-        return functional.cross_entropy(y.float(), labels, label_smoothing=config.smoothing)
-    return functional.mse_loss(y.float(), images)
+def labelled(config: Config, data: Data) -> Labelled:
+    """The images with what is to be told of them: classes, or themselves without the noise."""
+    splits = []
+    for pixels, labels in ((data.images, data.labels), data.held_out, data.test):
+        targets = labels if config.model == "fashion" else as_images(pixels)
+        splits.append(Split(pixels[:, None], targets))
+    kind, classes, noise = (
+        ("image", LABELS, 0.0) if config.model == "fashion" else ("dense", ("0",), config.noise)
+    )
+    train, held_out, test = splits
+    return Labelled(
+        "Fashion-MNIST",
+        kind,
+        classes,
+        SPEC.shape,
+        train,
+        held_out,
+        SPEC.mean,
+        SPEC.std,
+        noise=noise,
+        _test=test,
+    )
 
 
 @torch.no_grad()
@@ -332,10 +307,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def say(config: Config, values: dict[str, float], seconds: float) -> None:
+def say(config: Config, event: dict[str, Any]) -> None:
     """One line of progress."""
-    figures = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
-    print(f"{config.model}  {figures}  {seconds:.0f} s", file=sys.stderr, flush=True)
+    names = ("epoch", "train_loss", "validation_loss", "validation_accuracy")
+    figures = "  ".join(f"{name} {event[name]:.5g}" for name in names)
+    print(f"{config.model}  {figures}  {event['seconds']:.0f} s", file=sys.stderr, flush=True)
 
 
 def main() -> None:
