@@ -67,7 +67,7 @@ def finetune(
     Example:
         >>> import convscope
         >>> made = convscope.rewrite(convscope.load("fashion"), "kernel_size:5", where="block1.conv1")
-        >>> tuned = finetune(made.net, "fashion", layers="head", epochs=1, limit=200)
+        >>> tuned = finetune(made.net, "fashion", layers="head", epochs=1, limit=100, batch=30)
         >>> tuned.name
         'fashion, kernel_size:size=5, fine-tuned'
     """

@@ -123,11 +123,11 @@ def train(
     Example:
         >>> from convscope.studies.data import dataset
         >>> from convscope.studies.networks import build
-        >>> data = dataset("fashion", limit=200, test_limit=100)
+        >>> data = dataset("fashion", limit=100, test_limit=50)
         >>> net = build("convscope.studies.networks:small_cnn", {"width": 4}, offered=data.arguments)
-        >>> trained = train(net, data, Training(epochs=2, batch=20))
+        >>> trained = train(net, data, Training(epochs=2, batch=30))
         >>> trained.steps, len(trained.curves), trained.diverged
-        (18, 2, False)
+        (6, 2, False)
     """
     with _kept_rng(seed), _one_result(), torch.enable_grad():
         run = _Run(_deepcopy(module).to(device), data, training or Training(), seed, device, spec)

@@ -80,16 +80,9 @@ def small_cnn(
         RequestError: the choices do not go together: a map smaller than its kernel, or a size that cannot be halved.
 
     Example:
-        >>> small_cnn(kernel_size=5, depth=2).stage2
-        Sequential(
-          (conv1): Conv2d(16, 32, kernel_size=(5, 5), stride=(1, 1), padding=same, bias=False)
-          (norm1): BatchNorm2d(32, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-          (relu1): ReLU()
-          (conv2): Conv2d(32, 32, kernel_size=(5, 5), stride=(1, 1), padding=same, bias=False)
-          (norm2): BatchNorm2d(32, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-          (relu2): ReLU()
-          (pool): MaxPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0), dilation=1, ceil_mode=False)
-        )
+        >>> net = small_cnn(kernel_size=5, depth=2)
+        >>> [name for name, _ in net.stage2.named_children()], net.stage2.conv1.kernel_size
+        (['conv1', 'norm1', 'relu1', 'conv2', 'norm2', 'relu2', 'pool'], (5, 5))
     """
     for name, value, known in (
         ("convolution", convolution, CONVOLUTIONS),
