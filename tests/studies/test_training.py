@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convscope.errors import BadInput, RequestError, StoreError, StoreMismatch, UnknownName
+from convscope.errors import BadInput, ModelError, RequestError, StoreError, StoreMismatch, UnknownName
 from convscope.studies import training as loop
 from convscope.studies.augmentation import augmented
 from convscope.studies.data import Data, Split, dataset
@@ -301,6 +301,31 @@ def test_outputs_must_fit_the_data() -> None:
         train(net(classes=2), images(), Training(batch=8, epochs=1))
     with pytest.raises(BadInput, match=r"where the data needs \[8, classes, 6, 6\]"):
         train(net(), images(targets=torch.zeros(24, 6, 6, dtype=torch.int64)), Training(batch=8))
+
+
+class Odd(nn.Module):
+    """Fails, or returns something else, when it is trained."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.inner, self.fails = net(), fails
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training and self.fails:
+            raise ValueError("no training today")
+        return (self.inner(x),) if self.training else self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        (True, r"fails while training on a batch of shape \[8, 1, 6, 6\] \(ValueError: no training today\)"),
+        (False, "the network returns tuple; wrap it in a module that returns a tensor"),
+    ],
+)
+def test_a_network_that_fails_is_named_so(fails: bool, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        train(Odd(fails), images(), Training(batch=8))
 
 
 def test_a_network_with_nothing_to_train_is_refused() -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from convscope.errors import ConvscopeError, ModelError
 from convscope.graph import record
 from convscope.measures.counts import counts
 from convscope.models import InputSpec, _deepcopy, _hash, _kept_rng
@@ -274,7 +275,7 @@ class _Run:
             group["lr"] = rate
         half = self.precision == "bfloat16"
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
-            outputs = self.module(inputs)
+            outputs = self._outputs(inputs)
         loss = loss_of(outputs, targets, self.training.label_smoothing)
         self.optimizer.zero_grad()
         loss.backward()
@@ -283,6 +284,23 @@ class _Run:
             constrain()
         self.step += 1
         return loss.item(), outputs.detach(), targets
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        try:
+            outputs = self.module(inputs)
+        except ConvscopeError:
+            raise
+        except Exception as error:  # the network's own code: anything may come
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"the network fails while training on a batch of shape {list(inputs.shape)} "
+                f"({type(error).__name__}: {reason}); give data that it can take"
+            ) from error
+        if not isinstance(outputs, Tensor):
+            raise ModelError(
+                f"the network returns {type(outputs).__name__}; wrap it in a module that returns a tensor"
+            )
+        return outputs
 
     def _part(self, ahead: int = 0) -> float:
         """How much of the training is done, from 0 to 1, when so many more steps are."""
