@@ -22,8 +22,9 @@ from torch import Tensor
 from convscope.data.fashion import LABELS, fashion
 from convscope.errors import BadInput, RequestError
 from convscope.studies import sources, words
-from convscope.studies.data import Data, _spread, dataset
+from convscope.studies.data import Data, dataset
 from convscope.studies.pictures import Pictures
+from convscope.studies.splitting import spread
 
 
 def pixels(data: Data, split: str = "train") -> Tensor:
@@ -99,7 +100,7 @@ def test_glosses_are_sorted_by_what_they_define() -> None:
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=120), st.integers(0, 5))
 def test_every_first_part_has_the_classes_in_proportion(labels: list[int], seed: int) -> None:
     targets = torch.tensor(labels)
-    order = _spread(targets, seed)
+    order = spread(targets, seed)
     assert sorted(order.tolist()) == list(range(len(labels)))
     for count in range(1, len(labels) + 1):
         for label in set(labels):

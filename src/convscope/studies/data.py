@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
-from convscope.data.fashion import LABELS, fashion
-from convscope.errors import BadInput, RequestError, nearest
+from convscope.errors import BadInput, RequestError
 from convscope.models import InputSpec
 from convscope.studies import words
-from convscope.studies.pictures import Pictures, read_pictures
-from convscope.studies.sources import Found, Part, read_arrays
+from convscope.studies.pictures import Pictures
+from convscope.studies.reading import read, with_test
+from convscope.studies.sources import Part
+from convscope.studies.splitting import at_most, cut, joined, spread, where
 
-EMBEDDED: Final = ("fashion", "fashion-denoise", "fashion-segmentation", "glosses")
 TEST_SHARE: Final = 0.2  # of a source that has no test split
 NOISE: Final = 0.25  # standard deviation, what `load("fashion-decoder")` was trained to undo
 LOOKED_AT: Final = 2000  # pictures that give mean and std
-INK: Final = 25 / 255  # a pixel of a garment is at least as bright
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,28 +227,28 @@ def dataset(
     """
     _check(validation, fold, limit, test_limit, length, most_words)
     shape = channels, (size, size) if isinstance(size, int) else size
-    found = _read(source, shape)
+    found = read(source, shape)
     if test is not None:
-        found = _with_test(found, _read(test, shape), str(test))
+        found = with_test(found, read(test, shape), str(test))
     parts = dict(found.parts)
     if fold is not None:
-        everything = _joined(list(parts.values()))
-        order = _spread(everything.targets, seed)
+        everything = joined(list(parts.values()))
+        order = spread(everything.targets, seed)
         chosen = torch.zeros(len(order), dtype=torch.bool)
         low, high = (k * len(order) // fold[1] for k in (fold[0], fold[0] + 1))
         chosen[order[low:high]] = True
-        parts = {"train": everything.take(_places(~chosen)), "test": everything.take(_places(chosen))}
+        parts = {"train": everything.take(where(~chosen)), "test": everything.take(where(chosen))}
     elif "test" not in parts:
-        parts["test"], parts["train"] = _cut(parts["train"], TEST_SHARE, seed)
+        parts["test"], parts["train"] = cut(parts["train"], TEST_SHARE, seed)
     if limit is not None:
         share = len(parts["train"]) / (len(parts["train"]) + len(parts.get("validation", ())))
         for split, most in (("train", round(limit * share)), ("validation", limit - round(limit * share))):
             if split in parts:
-                parts[split] = _at_most(parts[split], most, seed)
+                parts[split] = at_most(parts[split], most, seed)
     if "validation" not in parts:
-        parts["validation"], parts["train"] = _cut(parts["train"], validation, seed)
+        parts["validation"], parts["train"] = cut(parts["train"], validation, seed)
     if test_limit is not None:
-        parts["test"] = _at_most(parts["test"], test_limit, seed)
+        parts["test"] = at_most(parts["test"], test_limit, seed)
     for split, part in parts.items():
         if not len(part):
             raise RequestError(
@@ -261,115 +257,21 @@ def dataset(
     return _data(str(source), found.classes, parts, most_words, length)
 
 
-# ---------------------------------------------------------------- reading
-
-
-def _read(source: str | os.PathLike[str], shape: tuple[int | None, tuple[int, int] | None]) -> Found:
-    if isinstance(source, str) and source in EMBEDDED:
-        return words.glosses() if source == "glosses" else _fashion(source)
-    path = Path(source)
-    if not path.exists():
-        raise RequestError(
-            f"data={str(source)!r} does not exist{nearest(str(source), EMBEDDED)}; give a path, or one of {', '.join(EMBEDDED)}"
-        )
-    arrays = read_arrays(path)
-    if arrays is not None:
-        return arrays
-    if path.is_file() and path.suffix.lower() in (".zip", ".rar", ".7z", ".parquet"):
-        raise RequestError(
-            f"data={str(source)!r} is of a kind that is not read; unpack it to class folders, or make an NPZ"
-        )
-    if (
-        path.is_dir()
-        or path.suffix.lower() in (".tar", ".tgz")
-        or ".tar." in path.name
-        or tarfile.is_tarfile(path)
-    ):
-        return _labelled(read_pictures(path, shape), str(source))
-    return words.read_text(path)
-
-
-def _labelled(pictures: Mapping[str, tuple[Pictures, list[str]]], source: str) -> Found:
-    """Class names as numbers, those of the training split (of a part that is only a test split: its own)."""
-    first = "train" if "train" in pictures else next(iter(pictures))
-    classes = sorted(set(pictures[first][1]))
-    places = {name: place for place, name in enumerate(classes)}
-    parts = {}
-    for split, (files, labels) in pictures.items():
-        odd = next((label for label in labels if label not in places), None)
-        if odd is not None:
-            raise RequestError(
-                f"class {odd!r} of the {split} split of data={source!r} has no training images; add some"
-            )
-        parts[split] = Part(files, torch.tensor([places[label] for label in labels]))
-    if "train" not in parts:
-        parts = {"train": _joined(list(parts.values()))}
-    return Found(tuple(classes), parts)
-
-
-def _fashion(name: str) -> Found:
-    """The embedded images of clothes, for one of three tasks."""
-    parts = {}
-    for split in ("train", "test"):
-        images, labels = fashion(split)
-        targets = {
-            "fashion": labels,
-            "fashion-denoise": images,
-            "fashion-segmentation": torch.where(images[:, 0] >= INK, labels[:, None, None] + 1, 0),
-        }[name]
-        parts[split] = Part((images * 255).round().to(torch.uint8), targets)
-    classes = {"fashion": LABELS, "fashion-denoise": (), "fashion-segmentation": ("background", *LABELS)}[
-        name
-    ]
-    return Found(classes, parts)
-
-
-def _with_test(found: Found, other: Found, source: str) -> Found:
-    """The samples of another source as the test split; class names are matched."""
-    if "test" in other.parts and len(other.parts) > 1:
-        extra = other.parts["test"]
-    else:
-        extra = _joined(list(other.parts.values()))
-    if not extra.targets.is_floating_point() and other.classes != found.classes:
-        odd = next((name for name in other.classes if name not in found.classes), None)
-        if odd is not None:
-            raise RequestError(
-                f"class {odd!r} of test={source!r} is not among those to train on, {', '.join(found.classes)}"
-            )
-        places = torch.tensor([found.classes.index(name) for name in other.classes])
-        extra = Part(extra.inputs, places[extra.targets])
-    if type(extra.inputs) is not type(found.parts["train"].inputs):
-        raise RequestError(f"test={source!r} is of another kind than the data to train on")
-    return replace(found, parts={**found.parts, "test": extra})
-
-
-def _joined(parts: list[Part]) -> Part:
-    if len(parts) == 1:
-        return parts[0]
-    inputs: list[Any] = [part.inputs for part in parts]
-    targets = torch.cat([part.targets for part in parts])
-    if isinstance(inputs[0], Tensor):
-        return Part(torch.cat(inputs), targets)
-    if isinstance(inputs[0], list):
-        return Part([sentence for part in inputs for sentence in part], targets)
-    return Part(Pictures([file for part in inputs for file in part.files], inputs[0].spec), targets)
-
-
 def _data(
     name: str, classes: tuple[str, ...], parts: dict[str, Part], most_words: int | None, length: int
 ) -> Data:
     """Sentences as numbers, mean and std of images, everything named."""
     first = parts["train"]
     if isinstance(first.inputs, list):
-        cut = {
+        told = {
             split: [words.tokens(text) for text in cast(list[str], part.inputs)]
             for split, part in parts.items()
         }
-        known = words.vocabulary(cut["train"], most_words)
-        longest = min(length, max(len(sentence) for sentences in cut.values() for sentence in sentences))
+        known = words.vocabulary(told["train"], most_words)
+        longest = min(length, max(len(sentence) for sentences in told.values() for sentence in sentences))
         splits = {
             split: Split(words.numbers(sentences, known, longest), parts[split].targets)
-            for split, sentences in cut.items()
+            for split, sentences in told.items()
         }
         return Data(
             name,
@@ -412,9 +314,6 @@ def _data(
     )
 
 
-# ---------------------------------------------------------------- splitting
-
-
 def _check(
     validation: float,
     fold: tuple[int, int] | None,
@@ -436,35 +335,6 @@ def _check(
     for name, (value, least) in counts.items():
         if value is not None and value < least:
             raise RequestError(f"{name}={value} must be at least {least}")
-
-
-def _spread(targets: Tensor, seed: int) -> Tensor:
-    """All places in an order drawn by the seed in which every first part has the classes in proportion."""
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
-    if targets.ndim > 1:
-        return order
-    turn = torch.empty(len(order), dtype=torch.float64)  # when it is the sample's turn, from 0 to 1
-    shuffled = targets[order]
-    for label in shuffled.unique():
-        own = (shuffled == label).nonzero()[:, 0]
-        turn[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
-    return order[turn.argsort(stable=True)]
-
-
-def _cut(part: Part, share: float, seed: int) -> tuple[Part, Part]:
-    """A share of at least one sample, and the rest."""
-    count = max(1, round(len(part) * share))
-    chosen = torch.zeros(len(part), dtype=torch.bool)
-    chosen[_spread(part.targets, seed)[:count]] = True
-    return part.take(_places(chosen)), part.take(_places(~chosen))
-
-
-def _at_most(part: Part, count: int, seed: int) -> Part:
-    return part if len(part) <= count else part.take(_spread(part.targets, seed)[:count].sort().values)
-
-
-def _places(chosen: Tensor) -> Tensor:
-    return chosen.nonzero()[:, 0]
 
 
 def _bytes(tensor: Tensor) -> bytes:
