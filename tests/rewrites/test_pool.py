@@ -212,6 +212,12 @@ def test_refusals(module: nn.Module, rule: rules.Pool, reason: str) -> None:
     assert reason in str(edit.reason)
 
 
+def test_a_map_too_small_to_be_blurred() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, (16, 17)), nn.MaxPool2d((1, 2), 1))  # of a map of 1x2
+    edit = rewrite(net, rules.Pool("blur"), input="4x16x18").edits[0]
+    assert str(edit.reason).startswith("its map of [1, 2] is too small for the new one (")
+
+
 def test_arguments_are_checked() -> None:
     with pytest.raises(RequestError, match="must be one of max, average"):
         rules.Pool("median")

@@ -317,9 +317,13 @@ def _pair(value: Any) -> Pair:
 
 def _checked(made: nn.Module, site: Site) -> nn.Module:
     """The module, if its output has the size that the layer's had."""
-    meta: Tensor = verify.copied(made).to("meta")(
-        torch.empty(site.in_shape, device="meta", dtype=torch.float64)
-    )
+    try:
+        meta: Tensor = verify.copied(made).to("meta")(
+            torch.empty(site.in_shape, device="meta", dtype=torch.float64)
+        )
+    except RuntimeError as error:  # torch's own: no room for the padding, say
+        told = " ".join(str(error).split())[:100]
+        raise Refused(f"its map of {list(site.in_shape[2:])} is too small for the new one ({told})") from None
     if tuple(meta.shape) != site.out_shape:
         raise Refused(f"its output would be {list(meta.shape)}, not {list(site.out_shape)}")
     return made
