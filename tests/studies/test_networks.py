@@ -12,9 +12,11 @@ from convscope import measure
 from convscope.errors import ModelError, RequestError, UnknownName
 from convscope.models import InputSpec, Net
 from convscope.nn.upsampling import UPSAMPLINGS
+from convscope.studies.network import network
 from convscope.studies.networks import all_cnn, build, mobilenet, small_cnn, text_cnn
 from convscope.studies.networks.small import CONVOLUTIONS, HEADS, POOLINGS
 from convscope.studies.networks.text import EMBEDDINGS, MaxNormLinear, RowConvs
+from convscope.studies.plan import RunConfig
 
 NAME = "convscope.studies.networks:"
 
@@ -197,6 +199,13 @@ def test_rows_without_lengths_are_all_seen() -> None:
     layer = RowConvs(1, 4, 2, (2,))
     x = torch.randn(1, 1, 3, 4)
     torch.testing.assert_close(layer(x), layer(x, torch.tensor([3])))
+
+
+def test_a_study_leaves_given_vectors_frozen() -> None:
+    arguments = {"embedding": "two-channel", "dim": 4, "vocabulary": 9, "vectors": torch.randn(9, 4)}
+    module, spec = network(RunConfig(NAME + "text_cnn", arguments, (), {}, 0, {}, {}), None)
+    assert spec is None
+    assert [table.weight.requires_grad for table in module.words.tables] == [False, True]
 
 
 # ---------------------------------------------------------------- small

@@ -49,7 +49,7 @@ def network(
             what = f"rule {config.rules[0]!r}" if config.rules else f"base {config.base!r}"
             raise RequestError(f"{what} is for networks of images, and this data has none.")
         module = build(config.base, config.arguments, offered=offered, seed=config.seed)
-        return _to_train(module), None
+        return module, None  # what its factory froze, such as given word vectors, stays so
     if is_factory(config.base):
         module = build(config.base, config.arguments, offered=offered, seed=config.seed)
         models.set_eval(module)
