@@ -469,6 +469,8 @@ def test_lines_of_label_and_sentence(tmp_path: Path) -> None:
     assert data.counts == {"train": 14, "validation": 2, "test": 4}
     assert set(data.words[:4]) == {"<padding>", "<unknown>", "the", "end"}
     assert dataset(tmp_path / "b.tsv").classes == ("ham", "spam")
+    (tmp_path / "c.txt").write_text("\n".join(lines).replace("the", "The"))
+    assert dataset(tmp_path / "c.txt").hash == data.hash != dataset(tmp_path / "c.txt", lower=False).hash
 
 
 def test_the_vocabulary_is_of_the_training_sentences(tmp_path: Path) -> None:

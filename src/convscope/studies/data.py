@@ -188,6 +188,7 @@ def dataset(
     channels: int | None = None,
     most_words: int | None = None,
     length: int = 256,
+    lower: bool = True,
 ) -> Data:
     """Labelled samples of a source, in three splits.
 
@@ -213,6 +214,7 @@ def dataset(
         channels: 1 or 3, of pictures; 1 where all that were looked at are grey.
         most_words: of text, the size of the vocabulary, the frequent words first; the others count as one.
         length: of text, words a sentence, at most.
+        lower: of text, whether capitals count as small letters.
 
     Returns:
         The data. A fifth is the test split where the source has none. Classes keep their proportions in all splits.
@@ -254,17 +256,22 @@ def dataset(
             raise RequestError(
                 f"data={str(source)!r} leaves no sample for {split}; give more samples or a higher limit"
             )
-    return _data(str(source), found.classes, parts, most_words, length)
+    return _data(str(source), found.classes, parts, most_words, length, lower)
 
 
 def _data(
-    name: str, classes: tuple[str, ...], parts: dict[str, Part], most_words: int | None, length: int
+    name: str,
+    classes: tuple[str, ...],
+    parts: dict[str, Part],
+    most_words: int | None,
+    length: int,
+    lower: bool,
 ) -> Data:
     """Sentences as numbers, mean and std of images, everything named."""
     first = parts["train"]
     if isinstance(first.inputs, list):
         told = {
-            split: [words.tokens(text) for text in cast(list[str], part.inputs)]
+            split: [words.tokens(text, lower) for text in cast(list[str], part.inputs)]
             for split, part in parts.items()
         }
         known = words.vocabulary(told["train"], most_words)

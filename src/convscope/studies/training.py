@@ -33,7 +33,6 @@ __all__ = ["Trained", "Training", "train"]
 TRAIN_SCORED: Final = 10_000  # training samples scored in the end, at most
 DIVERGED: Final = 1000.0  # times the first loss (at least 1): nothing comes back from there
 REPORT_SECONDS: Final = 0.5
-BUCKET: Final = 20  # batches of sentences that are sorted by length together
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -363,15 +362,9 @@ class _Run:
 
 
 def _batches(split: Split, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Places of the samples of each batch; sentences of about the same length go together, in batches in any order."""
+    """Places of the samples of each batch, each sample at most once."""
     order = torch.randperm(len(split), generator=generator)
-    order = order[: len(order) // batch * batch]
-    if isinstance(split.inputs, Tensor) and split.inputs.dtype != torch.uint8:
-        pieces = order.split(batch * BUCKET)
-        order = torch.cat([piece[split.lengths[piece].argsort(stable=True)] for piece in pieces])
-        batches = order.view(-1, batch)
-        order = batches[torch.randperm(len(batches), generator=generator)].flatten()
-    yield from order.split(batch)
+    yield from order[: len(order) // batch * batch].split(batch)
 
 
 def _train_mode(module: nn.Module) -> None:

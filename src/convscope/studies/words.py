@@ -106,8 +106,9 @@ def _natural(label: str) -> tuple[int, int, str]:
 # ---------------------------------------------------------------- words as numbers
 
 
-def tokens(sentence: str) -> list[str]:
-    """The words of a sentence in lower case; brackets and marks of question are words too, 's and n't of their own.
+def tokens(sentence: str, lower: bool = True) -> list[str]:
+    """The words of a sentence, in lower case unless told otherwise; brackets, commas and marks are words too, 's and n't
+    of their own.
 
     As Kim's program cut them.
 
@@ -115,7 +116,7 @@ def tokens(sentence: str) -> list[str]:
         >>> tokens("It's a film, isn't it?")
         ['it', "'s", 'a', 'film', ',', 'is', "n't", 'it', '?']
     """
-    text = re.sub(r"[^\w(),!?'`]", " ", sentence.lower())
+    text = re.sub(r"[^\w(),!?'`]", " ", sentence.lower() if lower else sentence)
     text = re.sub(r"('s|'ve|n't|'re|'d|'ll)", r" \1", text)
     return re.sub(r"([,!?()])", r" \1 ", text).split()
 

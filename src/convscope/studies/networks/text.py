@@ -49,8 +49,9 @@ def text_cnn(
         layout: "channels", a Conv1d over vectors; or "rows", a Conv2d as wide as a row over an image of rows. They compute
             the same.
         dropout: of the input of the last layer.
-        max_norm: the largest length of each class's weights in the last layer; None for any. A training keeps to it by
-            calling `constrain` after each step.
+        max_norm: the largest length of each class's weights in the last layer; None for any. As Kim counts, whose dropout
+            scales down at test and not up in training: the limit is `max_norm` (1 - `dropout`) here. A training keeps to it
+            by calling `constrain` after each step.
         vectors: for "static", "non-static" and "two-channel": Tensor [vocabulary, dim], or a function that gives it for
             a dim, as `Data.arguments` has it.
 
@@ -84,7 +85,8 @@ def text_cnn(
         convs = TextConv1d(words.in_channels, filters, widths, padding="full")
     else:
         convs = RowConvs(words.in_channels, row, filters, widths)
-    return _TextNet(words, convs, dropout, MaxNormLinear(convs.out_channels, classes, max_norm))
+    limit = None if max_norm is None else max_norm * (1 - dropout)
+    return _TextNet(words, convs, dropout, MaxNormLinear(convs.out_channels, classes, limit))
 
 
 class RowConvs(nn.Module):
