@@ -12,6 +12,7 @@ import convscope
 from convscope.answers import fft_winograd
 from convscope.answers.base import Verdict
 from convscope.answers.layers import convolutions, profile_of
+from convscope.answers.verdicts import fft_winograd as told
 
 
 def entry(name: str, seconds: float | None, error: float = 1e-6, held: int = 0) -> dict[str, Any]:
@@ -36,24 +37,24 @@ ODD = {"points": [point(3, 1.0, 0.5, 2.0, error=1e-5), point(21, 9.0, 20.0, 5.0,
 
 def test_verdicts_follow_the_figures() -> None:
     grown = {"points": [point(14, 1.0, 2.0, None, error=1e-7), point(56, 4.0, 2.0, None, error=1e-7)]}
-    assert fft_winograd._large(USUAL, grown).verdict is Verdict.HOLDS
-    assert fft_winograd._large(USUAL, ODD).verdict_text == "holds when the kernel is at least 21x21"
-    assert fft_winograd._large(ODD, ODD).verdict is Verdict.NOT
-    assert fft_winograd._memory(USUAL).verdict is Verdict.HOLDS
-    assert fft_winograd._memory(ODD).verdict is Verdict.NOT  # as small as direct, and the fastest
-    assert fft_winograd._precise(USUAL, grown).verdict is Verdict.NOT
-    assert fft_winograd._precise(ODD, ODD).verdict is Verdict.HOLDS
-    assert fft_winograd._precise(USUAL, ODD).verdict is Verdict.WHEN
-    assert fft_winograd._small(USUAL).verdict is Verdict.HOLDS
-    assert "was not worth running" in fft_winograd._small(USUAL).sentence
-    assert fft_winograd._small(ODD).verdict is Verdict.NOT  # slower at 3x3, fastest at 21x21
-    assert fft_winograd._saves_memory(USUAL).verdict is Verdict.NOT
+    assert told._large(USUAL, grown).verdict is Verdict.HOLDS
+    assert told._large(USUAL, ODD).verdict_text == "holds when the kernel is at least 21x21"
+    assert told._large(ODD, ODD).verdict is Verdict.NOT
+    assert told._memory(USUAL).verdict is Verdict.HOLDS
+    assert told._memory(ODD).verdict is Verdict.NOT  # as small as direct, and the fastest
+    assert told._precise(USUAL, grown).verdict is Verdict.NOT
+    assert told._precise(ODD, ODD).verdict is Verdict.HOLDS
+    assert told._precise(USUAL, ODD).verdict is Verdict.WHEN
+    assert told._small(USUAL).verdict is Verdict.HOLDS
+    assert "was not worth running" in told._small(USUAL).sentence
+    assert told._small(ODD).verdict is Verdict.NOT  # slower at 3x3, fastest at 21x21
+    assert told._saves_memory(USUAL).verdict is Verdict.NOT
     lean = {
         "points": [
             {**USUAL["points"][0], "entries": [entry("direct", 1, held=500), entry("winograd", 1, held=0)]}
         ]
     }
-    assert fft_winograd._saves_memory(lean).verdict is Verdict.HOLDS
+    assert told._saves_memory(lean).verdict is Verdict.HOLDS
 
 
 @pytest.mark.parametrize(
@@ -62,14 +63,14 @@ def test_verdicts_follow_the_figures() -> None:
 )
 def test_scaling(threads: int, fft: float, verdict: Verdict) -> None:
     rows = {"fft": {"1": 1.0, str(threads): fft}, "direct": {"1": 1.0, str(threads): 0.3}}
-    assert fft_winograd._scales({"threads": threads, "rows": rows}).verdict is verdict
+    assert told._scales({"threads": threads, "rows": rows}).verdict is verdict
 
 
 def test_winners() -> None:
     rows = [{"fastest": "direct"}, {"fastest": "winograd"}, {"fastest": "direct"}]
-    told = fft_winograd._depends({"rows": rows, "distinct": 5})
-    assert (told.verdict, told.sentence) == (Verdict.WHEN, "Fastest: direct 2, winograd 1.")
-    assert fft_winograd._depends({"rows": rows[:1], "distinct": 1}).verdict is Verdict.NOT
+    mixed = told._depends({"rows": rows, "distinct": 5})
+    assert (mixed.verdict, mixed.sentence) == (Verdict.WHEN, "Fastest: direct 2, winograd 1.")
+    assert told._depends({"rows": rows[:1], "distinct": 1}).verdict is Verdict.NOT
 
 
 def test_tiles_are_counted_by_the_formula_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +83,10 @@ def test_tiles_are_counted_by_the_formula_and_measured(monkeypatch: pytest.Monke
         tile_products = (24 // m) ** 2 * (m + 2) ** 2 * 8 * 8
         assert products[f"winograd:F({m},3)"] >= tile_products
     assert products["winograd:F(2,3)"] == (24 // 2) ** 2 * 4**2 * 8 * 8  # its transforms only add
-    assert fft_winograd._tile_error(tiles).figures["six"] > fft_winograd._tile_error(tiles).figures["two"]
-    assert fft_winograd._multiplies(tiles).verdict is Verdict.HOLDS
+    assert told._tile_error(tiles).figures["six"] > told._tile_error(tiles).figures["two"]
+    assert told._multiplies(tiles).verdict is Verdict.HOLDS
     flat = {"rows": [{**row, "error": 1e-7} for row in tiles["rows"]], "layer": "l"}
-    assert fft_winograd._tile_error(flat).verdict is Verdict.NOT
+    assert told._tile_error(flat).verdict is Verdict.NOT
 
 
 def test_the_problem_is_the_layers_own() -> None:

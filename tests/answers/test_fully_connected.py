@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 import convscope
-from convscope.answers import fully_connected
 from convscope.answers.base import Answer, Verdict
+from convscope.answers.verdicts import fully_connected as told
 
 
 @pytest.fixture(scope="module")
@@ -68,24 +68,18 @@ def test_a_network_without_such_a_head_is_replaced_and_said() -> None:
 def test_verdicts_follow_the_figures() -> None:
     layer = {"layer": "fc", "neurons": 4, "filters": 4, "inputs": 3, "kernel": [1, 1], "params": [16, 16]}
     counts: dict[str, Any] = {"net": "n", "layers": [layer], "error": 0.0, "images": 4, "whole": [100, 100]}
-    assert fully_connected._is_convolution(counts).verdict is Verdict.HOLDS
-    assert fully_connected._is_convolution(counts | {"error": 0.1}).verdict is Verdict.NOT
+    assert told._is_convolution(counts).verdict is Verdict.HOLDS
+    assert told._is_convolution(counts | {"error": 0.1}).verdict is Verdict.NOT
     places: dict[str, Any] = {
         "images": 4,
         "map": [5, 5],
         "alone": "",
         "hits": {"value": 0.3, "low": 0.2, "high": 0.4},
     }
-    assert fully_connected._keeps(places).verdict is Verdict.NOT
-    assert (
-        fully_connected._keeps(places | {"hits": {"value": 0.4, "low": 0.3, "high": 0.5}}).verdict
-        is Verdict.WHEN
-    )
-    assert fully_connected._keeps(places | {"hits": None}).verdict is Verdict.OPEN
+    assert told._keeps(places).verdict is Verdict.NOT
+    assert told._keeps(places | {"hits": {"value": 0.4, "low": 0.3, "high": 0.5}}).verdict is Verdict.WHEN
+    assert told._keeps(places | {"hits": None}).verdict is Verdict.OPEN
     asked: Any = SimpleNamespace(studies=None)
     slow = {"windows": 4, "size": [8, 8], "times": {"median": 0.9, "low": 0.8, "high": 1.0}}
-    assert fully_connected._reduces(asked, counts, slow).verdict is Verdict.NOT
-    assert (
-        fully_connected._reduces(asked, counts | {"whole": [100, 50]}, {"windows": 0}).verdict
-        is Verdict.HOLDS
-    )
+    assert told._reduces(asked, counts, slow).verdict is Verdict.NOT
+    assert told._reduces(asked, counts | {"whole": [100, 50]}, {"windows": 0}).verdict is Verdict.HOLDS

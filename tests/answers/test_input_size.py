@@ -11,6 +11,7 @@ from torch import nn
 import convscope
 from convscope.answers import input_size
 from convscope.answers.base import Answer, Verdict
+from convscope.answers.verdicts import input_size as told
 
 REFITTED: dict[str, Any] = {
     "net": "fashion",
@@ -80,7 +81,7 @@ def test_images_without_detail_lose_none(quick: None) -> None:
 )
 def test_refitting_is_judged_by_its_interval(low: float, high: float, verdict: Verdict) -> None:
     refitted = REFITTED | {"gain": {"value": (low + high) / 2, "low": low, "high": high}}
-    assert input_size._tuned(refitted).verdict is verdict
+    assert told.tuned(refitted).verdict is verdict
 
 
 def test_refitting_learns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import convscope
 import convscope.data
 from convscope.answers import one_by_one
 from convscope.answers.base import Answer, Verdict
+from convscope.answers.verdicts import one_by_one as told
 
 
 class Chain(nn.Module):
@@ -80,7 +81,7 @@ def test_channels_reduced_kept_augmented(chain: Answer) -> None:
     assert (figures["fewer"], figures["more"], figures["same"]) == (1, 1, 1)
     assert chain.finding("O1").verdict is Verdict.WHEN
     kept: dict[str, Any] = {"net": "n", "rows": [{"channels": [3, 3]}]}
-    assert one_by_one._channels(kept).verdict is Verdict.NOT
+    assert told._channels(kept).verdict is Verdict.NOT
 
 
 def test_bottleneck_counts_are_the_formula(chain: Answer) -> None:
@@ -105,11 +106,11 @@ def test_widths_are_tried_on_the_classifier(monkeypatch: pytest.MonkeyPatch) -> 
 def test_capacity_is_not_claimed_where_accuracy_does_not_follow() -> None:
     rows = [{"width": w, "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}} for w in (1, 32)]
     widths = {"rows": rows, "gain": {"value": 0.0, "low": -0.1, "high": 0.1}, "net": "n", "images": 100}
-    assert one_by_one._capacity(widths).verdict is Verdict.NOT
+    assert told._capacity(widths).verdict is Verdict.NOT
 
 
 def test_a_network_without_any_is_said_so() -> None:
-    found = one_by_one._linearity(
+    found = told._linearity(
         {
             "alone": None,
             "layers": 0,

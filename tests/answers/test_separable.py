@@ -13,6 +13,7 @@ import convscope
 import convscope.data
 from convscope.answers import separable
 from convscope.answers.base import Answer, Verdict
+from convscope.answers.verdicts import separable as told
 
 CONVERTED = {
     "net": "fashion",
@@ -101,8 +102,8 @@ def test_faster_is_what_the_clock_says(high: tuple[float, float], verdict: Verdi
         {"layer": str(k), "macs": 0.1, "full": 0.001, "time": {"median": h - 0.05, "low": h - 0.1, "high": h}}
         for k, h in enumerate(high)
     ]
-    assert separable._faster({"rows": rows}).verdict is verdict
-    assert separable._faster({"rows": []}).verdict is Verdict.OPEN
+    assert told._faster({"rows": rows}).verdict is verdict
+    assert told._faster({"rows": []}).verdict is Verdict.OPEN
 
 
 def test_times_and_conversion_run(monkeypatch: pytest.MonkeyPatch) -> None:

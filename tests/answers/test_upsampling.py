@@ -13,6 +13,7 @@ from torch.nn import functional
 import convscope
 from convscope.answers import upsampling
 from convscope.answers.base import Answer, Verdict
+from convscope.answers.verdicts import upsampling as told
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_what_is_missing_is_torchs(answer: Answer) -> None:
 
 def test_pictures_without_detail_come_back() -> None:
     blocks = torch.rand(2, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    finding = upsampling._recovers(upsampling._recovered((blocks, "blocks")))
+    finding = told._recovers(upsampling._recovered((blocks, "blocks")))
     assert finding.verdict is Verdict.HOLDS
     assert finding.figures["best"] == "nearest"
 
@@ -65,24 +66,24 @@ def test_verdicts_follow_the_figures(answer: Answer) -> None:
         for way, t in (("nearest", 1.0), ("transposed", 6.0), ("bed_of_nails", 1.5))
     ]
     times: dict[str, Any] = {"rows": rows, "channels": 3, "size": 8}
-    assert upsampling._cheapest(exact, times).verdict is Verdict.HOLDS
-    assert upsampling._cheapest(broken, times).verdict is Verdict.NOT
+    assert told._cheapest(exact, times).verdict is Verdict.HOLDS
+    assert told._cheapest(broken, times).verdict is Verdict.NOT
     rows[2]["over"] = {"median": 0.5, "low": 0.4, "high": 0.6}
-    assert upsampling._cheapest(exact, times).verdict is Verdict.WHEN
+    assert told._cheapest(exact, times).verdict is Verdict.WHEN
     recovered = {
         "rows": [
             {"way": w, "exact": 0.2, "rough": r}
             for w, r in (("bilinear", 0.2), ("nearest", 0.8), ("max_unpool", 1))
         ]
     }
-    assert upsampling._smooth(exact, recovered).verdict is Verdict.HOLDS
-    assert upsampling._smooth(broken, recovered).verdict is Verdict.NOT
-    assert upsampling._nailed(broken).verdict is Verdict.NOT
-    assert upsampling._unpools(broken, recovered).verdict is Verdict.NOT
+    assert told._smooth(exact, recovered).verdict is Verdict.HOLDS
+    assert told._smooth(broken, recovered).verdict is Verdict.NOT
+    assert told._nailed(broken).verdict is Verdict.NOT
+    assert told._unpools(broken, recovered).verdict is Verdict.NOT
     off = exact | {"grid": [(2, 1, 0, 9, 8)]}
-    assert upsampling._sized(off, times).verdict is Verdict.NOT
+    assert told._sized(off, times).verdict is Verdict.NOT
     layers = {"net": "n", "size": [8, 8], "map": [8, 8], "layers": 1, "macs": 2.0}
-    assert upsampling._needed(layers).verdict is Verdict.HOLDS
+    assert told._needed(layers).verdict is Verdict.HOLDS
 
 
 def test_a_network_of_the_users_own() -> None:

@@ -77,6 +77,7 @@ QUESTIONS = {
             ("unpooling", "deconvolution", "decoder"),
         ),
         Question("fft-winograd", "FFT or Winograd, when?", words=("fft", "winograd", "algorithm")),
+        Question("pooling", "What is pooling for, and which one?", "fashion", ("pool", "maxpool", "stride")),
     )
 }
 
