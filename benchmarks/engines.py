@@ -161,7 +161,7 @@ def _per_task_ray(tasks: Sequence[Task]) -> float:
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
     """Runs an hour of each engine, from the moment all its workers have finished one."""
-    design = _trainings(options, seeds=2 if options.quick else 12, epochs=1 if options.quick else 4)
+    design = _trainings(options, seeds=2 if options.quick else 16, epochs=1 if options.quick else 20)
     lines: list[tuple[str, str, int]] = [("one worker", "process", 1), ("two workers", "process", 2)]
     lines += [("two workers of Ray", "ray", 2)] if has_ray() else []
     rates: dict[str, list[float]] = {name: [] for name, *_ in lines}
@@ -233,7 +233,7 @@ def _killed(
     options: argparse.Namespace, design: Design, folder: Path, whole: Path, engine: str, victim: str
 ) -> dict[str, Any]:
     chance = random.Random(f"{engine} {victim}")
-    moments, starts = [], 0
+    moments, starts, outlived = [], 0, 0.0
     wanted = 2 if options.quick else 10
     driver = None
     try:
@@ -258,7 +258,11 @@ def _killed(
             if victim in ("driver", "both"):
                 _kill(driver.pid)
                 driver.wait()
-                _until(lambda family=family: not any(map(_runs, family)), 30)
+                ended = time.monotonic()
+                _until(lambda workers=workers: not any(map(_runs, workers)))
+                outlived = max(outlived, time.monotonic() - ended)
+                for pid in filter(_runs, family):  # Ray's agents, which stay a minute and hold memory
+                    _kill(pid)
         if driver is None or driver.poll() is not None:
             driver = _start(design, folder, engine)
             starts += 1
@@ -274,6 +278,7 @@ def _killed(
         "kills": len(moments),
         "seconds into the work": moments,
         "starts of the driver": starts,
+        "seconds that a worker outlived its driver": round(outlived, 1),
         "exit code": code,
         "runs": len(kept),
         "kept more than once": sum(count > 1 for count in kept.values()),

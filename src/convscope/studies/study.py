@@ -112,7 +112,7 @@ def study(
                 work.publish()
             raise
         work.publish()
-        if latency:
+        if latency and work.done:
             work.time_variants()
         return work.result(time.perf_counter() - began)
 
