@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from convscope.algorithms.kernels import halving
 from convscope.graph import Graph
 
 # Operations whose backward pass hands out a gradient that nobody else holds.
@@ -101,6 +103,8 @@ def _better(part: nn.Module, owns_gradient: bool) -> nn.Module | None:
         return None
     if isinstance(part, nn.Hardtanh) and type(part) in (nn.ReLU6, nn.Hardtanh):
         return Clip(float(part.min_val), float(part.max_val), bool(part.inplace), owns_gradient)
+    if type(part) is nn.MaxPool2d and _halves(part):
+        return Halving()
     if type(part) is nn.ReLU and owns_gradient:
         return Clip(0.0, math.inf, bool(part.inplace), owns_gradient)
     if is_same(part) and isinstance(part, nn.Conv2d) and not getattr(part, "parametrizations", None):
@@ -160,6 +164,41 @@ class Clip(nn.Module):
         if self.high == math.inf and self.low == 0.0:
             return functional.relu(x, self.inplace and not x.requires_grad)
         return functional.hardtanh(x, self.low, self.high, self.inplace and not x.requires_grad)
+
+
+def _halves(pool: nn.MaxPool2d) -> bool:
+    pairs = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return (
+        all(pair in (number, (number, number)) for pair, number in zip(pairs, (2, 2, 0, 1), strict=True))
+        and not pool.ceil_mode
+        and not pool.return_indices
+    )
+
+
+class _Halved(torch.autograd.Function):
+    """Max pooling of 2x2 windows that keeps its input, which it shares, in place of indices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return halving.halve(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return halving.gradient(gradients[0], x)
+
+
+class Halving(nn.Module):
+    """`nn.MaxPool2d(2)`, in machine code where that serves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channel, height, width] to [batch, channel, height // 2, width // 2]."""
+        if halving.refuses(x) is None:
+            result: Tensor = _Halved.apply(x)
+            return result
+        return functional.max_pool2d(x, 2)
 
 
 class SameConv2d(nn.Module):
