@@ -54,6 +54,7 @@ class Question:
 QUESTIONS = {
     question.name: question
     for question in (
+        Question("filter-size", "Which filter size?", "fashion", ("kernel", "kernel-size", "3x3")),
         Question("padding", "What does padding do, and which one?", words=("border", "same", "valid")),
         Question("one-by-one", "What does a 1x1 convolution do?", words=("1x1", "pointwise", "bottleneck")),
         Question(
