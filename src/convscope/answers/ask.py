@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 
+FOLDER = "answers"
+
+
 @dataclass(frozen=True, repr=False)
 class Questions:
     """The questions there are; prints as a table.
@@ -151,8 +154,8 @@ def ask(
             network input. By default embedded ones.
         input: what to feed a plain module.
         quick: measure less: fewer images, fewer points.
-        out: a folder in which measurements are kept, so that a second run only redoes what changed, and to which the
-            answers are written as JSON with their pictures.
+        out: a folder; in its `answers/` measurements are kept, so that a second run only redoes what changed, and the
+            answers as JSON with their pictures.
         fresh: throw away what the folder holds.
         studies: a folder of study records, which stand in for those that ship.
         seed: every random choice follows from it.
@@ -178,7 +181,11 @@ def ask(
     given = None if net is None else as_net(net, input)
     images = check_data(data)
     meter = Meter(sum(len(one.parts) for one in wanted), progress)
-    opened = nullcontext(None) if out is None else Store.open(out, {"holds": "answers"}, fresh=fresh)
+    opened = (
+        nullcontext(None)
+        if out is None
+        else Store.open(Path(out) / FOLDER, {"holds": "answers"}, fresh=fresh)
+    )
     answers, refused = {}, {}
     with opened as store:
         for one in wanted:
