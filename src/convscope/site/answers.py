@@ -38,7 +38,14 @@ def stored(out: Path, order: Iterable[str]) -> list[dict[str, Any]]:
 
 def shown(answer: dict[str, Any]) -> dict[str, Any]:
     """An answer as its template reads it: verdicts with a class, pictures with a path, charts drawn."""
-    findings = [{**one, "kind": _KINDS.get(one["verdict"], "open")} for one in answer["findings"]]
+    findings = [
+        {
+            **one,
+            "kind": _KINDS.get(one["verdict"], "open"),
+            **{key: _held(one[key]) for key in ("sentence", "test", "when")},
+        }
+        for one in answer["findings"]
+    ]
     counts = {kind: sum(one["kind"] == kind for one in findings) for kind in _KINDS.values()}
     pictures = [
         {**one, "path": f"{FOLDER}/{one['file']}"} for one in answer["pictures"] if _is_plain(one.get("file"))
@@ -48,7 +55,13 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
         for chart in answer["charts"]
         if any(chart["series"].values())
     ]
-    return {**answer, "findings": findings, "counts": counts, "pictures": pictures, "charts": charts}
+    drawn = {"findings": findings, "counts": counts, "pictures": pictures, "charts": charts}
+    return {**answer, **drawn, "statement": _held(answer["statement"])}
+
+
+def _held(text: str) -> str:
+    """Text in which no line breaks between a number and its per cent sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _is_plain(name: Any) -> bool:
