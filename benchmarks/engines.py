@@ -7,7 +7,8 @@ can be run apart: each is added to what the file holds. `--quick` is a smoke run
 
 overhead: a study of 10,000 runs of 1 s that pass on a virtual clock. Handing out, keeping (every file flushed to disk) and
 telling are really done and really timed, and their seconds are added to the clock, in which all workers wait for the driver.
-speed: the same short trainings with one worker process, two, and two of Ray, each with one thread, in turn.
+speed: the same short trainings with one worker process, two, two of Ray, and two programs started by hand, each with one
+thread, in turn.
 kills: a study of short trainings whose driver, worker, or both are killed (SIGKILL) at ten random moments; every file it
 leaves, times apart, is compared with that of a study nobody disturbed, and each run is counted.
 """
@@ -160,27 +161,24 @@ def _per_task_ray(tasks: Sequence[Task]) -> float:
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs an hour of each engine, from the moment all its workers have finished one."""
-    design = _trainings(options, seeds=2 if options.quick else 16, epochs=1 if options.quick else 20)
-    lines: list[tuple[str, str, int]] = [("one worker", "process", 1), ("two workers", "process", 2)]
-    lines += [("two workers of Ray", "ray", 2)] if has_ray() else []
-    rates: dict[str, list[float]] = {name: [] for name, *_ in lines}
-    walls: dict[str, list[float]] = {name: [] for name, *_ in lines}
+    """Runs an hour of each engine while all its workers are busy; beside them two processes without any engine."""
+    design = _trainings(options, seeds=8 if options.quick else 20, epochs=1 if options.quick else 12)
+    lines: dict[str, Callable[[], list[float]]] = {
+        "one worker": lambda: _ends(design, "process", 1),
+        "two workers": lambda: _ends(design, "process", 2),
+        "two processes by hand": lambda: _by_hand(design),
+    }
+    if has_ray():
+        lines["two workers of Ray"] = lambda: _ends(design, "ray", 2)
+    rates: dict[str, list[float]] = {name: [] for name in lines}
+    walls: dict[str, list[float]] = {name: [] for name in lines}
     for turn in range(options.rounds):
-        for name, engine, workers in lines if turn % 2 == 0 else lines[::-1]:
-            ended: list[float] = []
-            began = time.perf_counter()
-            study(
-                design,
-                engine=engine,
-                workers=workers,
-                latency=False,
-                progress=lambda event, ended=ended: (
-                    ended.append(time.perf_counter()) if event["done"] else None
-                ),
-            )
-            walls[name].append(time.perf_counter() - began)
-            rates[name].append(3600 * (len(ended) - workers) / (ended[-1] - ended[workers - 1]))
+        for name in list(lines) if turn % 2 == 0 else list(lines)[::-1]:
+            began = time.time()
+            ended = lines[name]()
+            walls[name].append(ended[-1] - began)
+            # all are busy from the eighth end (the last worker to start has finished one) to the last but one
+            rates[name].append(3600 * (len(ended) - 1 - 8) / (ended[-2] - ended[7]))
     found: dict[str, Any] = {
         name: {
             "runs an hour": machine.spread(rates[name]),
@@ -189,12 +187,35 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         for name in rates
     }
     found["runs"] = len(design.variants()) * len(design.all_seeds)
-    found["two workers to one"] = machine.spread(machine.ratios(rates["two workers"], rates["one worker"]))
-    if has_ray():
-        found["Ray to process"] = machine.spread(
-            machine.ratios(rates["two workers of Ray"], rates["two workers"])
-        )
+    pairs = [("two workers", "one worker"), ("two processes by hand", "one worker")]
+    pairs += [("two workers of Ray", "two workers")] if has_ray() else []
+    for first, second in pairs:
+        found[f"{first} to {second}"] = machine.spread(machine.ratios(rates[first], rates[second]))
     return found
+
+
+def _ends(design: Design, engine: str, workers: int) -> list[float]:
+    """When each run of a study ended."""
+    ended: list[float] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event["done"]:
+            ended.append(time.time())
+
+    study(design, engine=engine, workers=workers, latency=False, progress=note)
+    return ended
+
+
+def _by_hand(design: Design) -> list[float]:
+    """The same runs by two programs started at once, half of the seeds each: what the machine gives at most."""
+    halves = []
+    for half in (0, 1):
+        part = json.dumps({**design.to_dict(), "seeds": list(design.all_seeds[half::2])})
+        words = [sys.executable, str(HERE), "--ends", "--design", part]
+        halves.append(
+            subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        )
+    return sorted(float(line) for half in halves for line in half.communicate()[0].split())
 
 
 def _trainings(options: argparse.Namespace, seeds: int, epochs: float) -> Design:
@@ -387,12 +408,16 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="kills to do, such as 'process driver,ray both'")
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ends", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--engine", default="process", help=argparse.SUPPRESS)
     parser.add_argument("--design", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.drive is not None:
         drive(options)
+    if options.ends:
+        print(*_ends(Design.from_dict(json.loads(options.design)), "inline", 1))
+        return
     options.only = list(filter(None, options.only.split(",")))
     found = json.loads(options.out.read_text()) if options.out and options.out.exists() else {"goals": GOALS}
     for part in filter(None, options.parts.split(",")):
