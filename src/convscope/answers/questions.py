@@ -55,8 +55,18 @@ QUESTIONS = {
     question.name: question
     for question in (
         Question("filter-size", "Which filter size?", "fashion", ("kernel", "kernel-size", "3x3")),
+        Question(
+            "locally-connected", "What does sharing weights do?", "fashion", ("local", "sharing", "unshared")
+        ),
         Question("padding", "What does padding do, and which one?", words=("border", "same", "valid")),
+        Question(
+            "upsampling",
+            "Which way to upsample?",
+            "fashion-decoder",
+            ("unpooling", "deconvolution", "decoder"),
+        ),
         Question("one-by-one", "What does a 1x1 convolution do?", words=("1x1", "pointwise", "bottleneck")),
+        Question("pooling", "What is pooling for, and which one?", "fashion", ("pool", "maxpool", "stride")),
         Question(
             "separable", "What does a depthwise separable convolution save?", words=("depthwise", "mobilenet")
         ),
@@ -71,14 +81,7 @@ QUESTIONS = {
             "fashion",
             ("dense", "linear", "fc"),
         ),
-        Question(
-            "upsampling",
-            "Which way to upsample?",
-            "fashion-decoder",
-            ("unpooling", "deconvolution", "decoder"),
-        ),
         Question("fft-winograd", "FFT or Winograd, when?", words=("fft", "winograd", "algorithm")),
-        Question("pooling", "What is pooling for, and which one?", "fashion", ("pool", "maxpool", "stride")),
     )
 }
 
