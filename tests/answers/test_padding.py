@@ -46,7 +46,7 @@ def test_verdicts_and_numbers(fashion: Answer) -> None:
     assert fashion.finding("P4").figures["before"] == pytest.approx(1 / 9)
     assert fashion.finding("P4").figures["after"] == pytest.approx(4 / 9)
     # 28 - 2 - 2 = 24, pooled 12, 10, 8, pooled 4, 2, and the next kernel does not fit
-    assert "used up at block3.conv1, where 2 x 2 is left" in fashion.statement
+    assert "gets no further than block3.conv1, where 2 x 2 is left" in fashion.statement
 
 
 def test_text_follows_the_network() -> None:
@@ -60,6 +60,7 @@ def test_text_follows_the_network() -> None:
     bare = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     answer = convscope.ask("padding", bare.eval(), torch.randn(4, 3, 8, 8), input="3x8x8", quick=True)
     assert "The network pads nothing" in answer.finding("P3").sentence
+    assert answer.statement.endswith("No position depends on padding.")
 
 
 def test_a_network_without_convolutions_is_refused() -> None:

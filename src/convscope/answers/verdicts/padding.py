@@ -172,13 +172,17 @@ def statement(
     )
     if valid["changed"] and valid["steps"]:
         told |= {"last": valid["steps"][-1][0], "left": valid["steps"][-1][1], "size": net.input.size}
-        say += "; without padding an image of {size} is " + (
-            "{left} at the last map" if valid["runs"] else "used up at {last}, where {left} is left"
+        say += "; without padding an image of {size} " + (
+            "is {left} at the last map"
+            if valid["runs"]
+            else "gets no further than {last}, where {left} is left"
         )
     say += ". "
     rows = [row for row in border["rows"] if row["change"] is not None]
     changed = [row for row in modes["rows"][1:] if "same" in row]
-    if rows:
+    if rows and not any(row["share"] for row in rows):
+        say += "No position depends on padding"
+    elif rows:
         told |= {"layer": rows[-1]["layer"], "share": rows[-1]["share"], "change": rows[-1]["change"]}
         say += "At {layer}, {share:.0%} of the positions depend on padding, which changes them by {change:.0%} on average"
     else:
