@@ -58,6 +58,12 @@ QUESTIONS = {
         Question(
             "locally-connected", "What does sharing weights do?", "fashion", ("local", "sharing", "unshared")
         ),
+        Question(
+            "text-channels",
+            "How many channels does text have, and what do its filters look for?",
+            "fashion",
+            ("text", "n-gram", "embedding"),
+        ),
         Question("padding", "What does padding do, and which one?", words=("border", "same", "valid")),
         Question(
             "upsampling",
