@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -52,7 +52,7 @@ class Trained:
         diverged: whether the loss left all bounds; the training then stopped.
         epoch: whose weights the network has.
         steps: of the optimizer.
-        macs: multiply-accumulates of all its forward and backward passes.
+        macs: multiply-accumulates of all its forward and backward passes, as if nothing were frozen.
         seconds: of all its parts, also those before it was resumed.
         precision: of the passes.
     """
@@ -393,17 +393,11 @@ def _precision(wanted: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-@contextmanager
-def _one_result() -> Iterator[None]:
+def _one_result() -> AbstractContextManager[None]:
     """On a GPU, convolutions by algorithms that give the same bits every time."""
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with flags if torch.cuda.is_available() else _nothing():
-        yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    if not torch.cuda.is_available():
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
 
 
 def _named(split: str, scored: Score) -> dict[str, float]:
