@@ -60,6 +60,17 @@ def test_pairs_are_of_the_same_seed() -> None:
     assert result.means()[0].count == 2
 
 
+def test_learning_curves() -> None:
+    result = made({1: [0.7, 0.8]})
+    first, second = result.curve(0, "train_loss")
+    assert (first.mean, first.count, second) == (1.0, 2, None)
+    assert made({1: []}).curve(0) == ()
+    with pytest.raises(
+        UnknownName, match="curve 'train_los' must be one of train_loss; did you mean 'train_loss'"
+    ):
+        result.curve(0, "train_los")
+
+
 def test_the_front_holds_what_nothing_beats() -> None:
     result = made({1: [0.7, 0.7], 3: [0.8, 0.8], 5: [0.75, 0.75], 7: [0.9, 0.9]})
     assert result.pareto() == (0, 1, 3)

@@ -5,6 +5,7 @@ Values only; `study` makes them, `choice` decides on them, `tables` prints them 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -232,6 +233,20 @@ class StudyResult:
         from convscope.studies.choice import choose
 
         return choose(self, cost, margin, metric)
+
+    def curve(self, place: int, name: str = "validation_accuracy") -> tuple[Mean | None, ...]:
+        """A learning curve of a variant: at each epoch the mean over its seeds; None where no run has a value.
+
+        Raises:
+            UnknownName: the runs have no curve of that name.
+        """
+        curves = [run.curves for run in self.variants[place].runs]
+        known = dict.fromkeys(known for each in curves for known in each)
+        if curves and name not in known:
+            raise UnknownName(f"curve {name!r} must be one of {', '.join(known)}{nearest(name, known)}")
+        epochs = itertools.zip_longest(*(each.get(name, ()) for each in curves))
+        found = [[value for value in values if value is not None] for values in epochs]
+        return tuple(mean_of(values) if values else None for values in found)
 
     # -- kept and shown --------------------------------------------------------------------------------------
 
