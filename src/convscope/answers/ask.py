@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -119,16 +119,33 @@ class Answers:
         return "".join(answer._repr_html_() for answer in self)
 
 
+class Settings(TypedDict, total=False):
+    """The keywords of `ask`; see there."""
+
+    input: InputLike | None
+    quick: bool
+    out: str | os.PathLike[str] | None
+    fresh: bool
+    studies: str | os.PathLike[str] | None
+    seed: int
+    progress: Progress | None
+
+
 @overload
 def ask(
-    question: None = None, net: Net | nn.Module | None = None, data: Any = None, **settings: Any
+    question: None = None, net: Net | nn.Module | None = None, data: Any = None, **settings: Unpack[Settings]
 ) -> Questions: ...
 @overload
 def ask(  # type: ignore[overload-overlap]
-    question: Literal["all"], net: Net | nn.Module | None = None, data: Any = None, **settings: Any
+    question: Literal["all"],
+    net: Net | nn.Module | None = None,
+    data: Any = None,
+    **settings: Unpack[Settings],
 ) -> Answers: ...
 @overload
-def ask(question: str, net: Net | nn.Module | None = None, data: Any = None, **settings: Any) -> Answer: ...
+def ask(
+    question: str, net: Net | nn.Module | None = None, data: Any = None, **settings: Unpack[Settings]
+) -> Answer: ...
 def ask(
     question: str | None = None,
     net: Net | nn.Module | None = None,

@@ -191,7 +191,7 @@ class Asked:
         self, measure: Callable[..., Any], about: Mapping[str, Any], net: Net, data: bool, timed: bool
     ) -> str:
         files = (measure.__code__.co_filename, *(Path(__file__).with_name(f"{name}.py") for name in _SHARED))
-        code = b"".join(Path(file).read_bytes() for file in files)
+        code = b"".join(Path(str(file)).read_bytes() for file in files)
         told: dict[str, Any] = {
             "code": hashlib.sha256(code).hexdigest(),
             "convscope": convscope.__version__,

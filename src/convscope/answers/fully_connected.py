@@ -29,7 +29,8 @@ _OTHER = "{net} has no head that can be converted ({reason}); {other} was conver
 def answer(asked: Asked) -> Draft:
     """See the module."""
     needs_channels(asked.net, asked.question.name)
-    net, own, notes = asked.net, True, ()
+    net, own = asked.net, True
+    notes: tuple[str, ...] = ()
     converted = rewrite(net, Convolutionalize(), seed=asked.seed)
     if not converted.done:
         reason = converted.refused[0].reason

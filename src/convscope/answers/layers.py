@@ -38,7 +38,9 @@ class Conv:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Conv:
         """From what `to_dict` gave, also after a round through JSON."""
-        return cls(**{f.name: tuple(v) if isinstance(v := values[f.name], list) else v for f in fields(cls)})
+        plain: dict[str, Any] = {f.name: values[f.name] for f in fields(cls)}
+        plain |= {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with whether it is padded."""

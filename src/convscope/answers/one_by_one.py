@@ -44,7 +44,8 @@ _RANKS = (1, 2, 4, 8, 16, 32)
 def answer(asked: Asked) -> Draft:
     """See the module."""
     needs_channels(asked.net, asked.question.name)
-    net, notes = asked.net, ()
+    net = asked.net
+    notes: tuple[str, ...] = ()
     if not _pointwise(net):
         net = asked.example("embedded")
         notes = (fill(_NONE, {"net": net.name}),)

@@ -81,7 +81,8 @@ def _halves(net: Net) -> dict[str, Any]:
     """How many channels and positions change when one number of the input does: in the network's own layers, or in a pair."""
     module = net.copy().float()
     parts = dict(module.named_modules())
-    depthwise, pointwise = [], []
+    depthwise: list[dict[str, Any]] = []
+    pointwise: list[dict[str, Any]] = []
     for conv in convolutions(profile_of(net)):
         part = parts.get(conv.name.partition("#")[0])
         if not isinstance(part, nn.Conv2d) or conv.is_depthwise == conv.is_pointwise:

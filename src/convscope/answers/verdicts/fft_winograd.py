@@ -55,7 +55,7 @@ def _wins(point: dict[str, Any], name: str) -> bool:
 def _large(kernels: dict[str, Any], wide: dict[str, Any]) -> Finding:
     points, grown = kernels["points"], wide["points"]
     paying = [point["value"] for point in points if _wins(point, "fft")]
-    told = {
+    told: dict[str, Any] = {
         "first": min(paying, default=None),
         "kernel": points[-1]["value"],
         "gain": _gain(points[-1], "fft"),
@@ -98,7 +98,7 @@ def _memory(kernels: dict[str, Any]) -> Finding:
         default=None,
     )
     seconds = _entry(point, "fft")["seconds"]
-    told = {
+    told: dict[str, Any] = {
         "fft": fft,
         "direct": direct,
         "ratio": fft / max(direct, 1),
@@ -122,7 +122,7 @@ def _scales(threads: dict[str, Any]) -> Finding:
         say = "This run has one thread."
         return found("W3", Verdict.OPEN, test, say, when="there is one thread to run on", threads=1)
     gains = {name: row["1"] / row[str(count)] for name, row in threads["rows"].items()}
-    told = {"threads": count, "fft": gains["fft"], "direct": gains["direct"]}
+    told: dict[str, Any] = {"threads": count, "fft": gains["fft"], "direct": gains["direct"]}
     say = "With {threads} threads FFT ran {fft:x} as fast as with one, direct {direct:x}."
     return found("W3", gains["fft"] > 0.7 * count or gains["fft"] >= gains["direct"], test, say, **told)
 
@@ -139,7 +139,7 @@ def _precise(kernels: dict[str, Any], wide: dict[str, Any]) -> Finding:
             "W4", Verdict.OPEN, test, "FFT did not run.", when="there is nothing to compare", tried=0
         )
     worse = [pair for pair in known if pair[0] > pair[1]]
-    told = {
+    told: dict[str, Any] = {
         "tried": len(known),
         "worse": len(worse),
         "fft": max(pair[0] for pair in known),
@@ -158,7 +158,7 @@ def _precise(kernels: dict[str, Any], wide: dict[str, Any]) -> Finding:
 
 def _small(kernels: dict[str, Any]) -> Finding:
     small, large = _three(kernels), kernels["points"][-1]
-    told = {
+    told: dict[str, Any] = {
         "small": _gain(small, "winograd"),
         "kernel": large["value"],
         "large": _gain(large, "winograd"),
@@ -186,7 +186,7 @@ def _small(kernels: dict[str, Any]) -> Finding:
 def _saves_memory(kernels: dict[str, Any]) -> Finding:
     point = _three(kernels)
     winograd, direct = _held(_entry(point, "winograd")), _held(_entry(point, "direct"))
-    told = {"winograd": winograd, "direct": direct, "ratio": winograd / max(direct, 1)}
+    told: dict[str, Any] = {"winograd": winograd, "direct": direct, "ratio": winograd / max(direct, 1)}
     test = (
         "memory beside input and output of a 3x3 layer of 64 channels at 56x56: workspace and prepared weight"
     )
@@ -203,7 +203,7 @@ def _multiplies(tiles: dict[str, Any]) -> Finding:
     fewer = direct["multiplications"] / winograd["multiplications"]
     total = winograd["additions"] + winograd["multiplications"]
     beside = (winograd["additions"] - winograd["multiplications"]) / total
-    told = {"layer": tiles["layer"], "fewer": fewer, "beside": beside}
+    told: dict[str, Any] = {"layer": tiles["layer"], "fewer": fewer, "beside": beside}
     test = "operations of F(4,3) and of direct, counted for a layer ({layer})"
     say = "It multiplies {fewer:x} less; of all its operations {beside:.0%} are additions of the transforms."
     if fewer > 1 and beside <= 0:
@@ -216,7 +216,13 @@ def _multiplies(tiles: dict[str, Any]) -> Finding:
 def _tile_error(tiles: dict[str, Any]) -> Finding:
     errors = [_row(tiles, f"winograd:{tile}")["error"] for tile in TILES]
     direct = _row(tiles, "direct")["error"]
-    told = {"layer": tiles["layer"], "direct": direct, "two": errors[0], "four": errors[1], "six": errors[2]}
+    told: dict[str, Any] = {
+        "layer": tiles["layer"],
+        "direct": direct,
+        "two": errors[0],
+        "four": errors[1],
+        "six": errors[2],
+    }
     test = "largest error against float64, relative to the largest output, of three tiles on normal noise ({layer})"
     say = "F(2,3) {two:.1e}, F(4,3) {four:.1e}, F(6,3) {six:.1e}; direct {direct:.1e}."
     rising, less = errors == sorted(errors), errors[-1] > direct
@@ -232,7 +238,7 @@ def _depends(layers: dict[str, Any]) -> Finding:
     winners: dict[str, int] = {}
     for row in rows:
         winners[row["fastest"]] = winners.get(row["fastest"], 0) + 1
-    told = {
+    told: dict[str, Any] = {
         "tried": len(rows),
         "distinct": layers["distinct"],
         "winners": ", ".join(

@@ -60,7 +60,7 @@ def _keeps(places: dict[str, Any]) -> Finding:
         say = "The converted network gives no map."
         return found("C2", Verdict.OPEN, test, say, when=why, images=places["images"])
     hits = Estimate(**places["hits"])
-    told = {
+    told: dict[str, Any] = {
         "images": places["images"],
         "map": places["map"],
         "share": hits.value,

@@ -15,7 +15,7 @@ from convscope.models import Net
 
 def loses(detail: dict[str, Any], ways: dict[str, Any]) -> Finding:
     rows = {row["how"]: row for row in ways["rows"]}
-    told = {
+    told: dict[str, Any] = {
         "size": sizes(detail["size"]),
         "own": sizes(detail["own"]),
         "lost": detail["lost"],
@@ -39,7 +39,7 @@ def loses(detail: dict[str, Any], ways: dict[str, Any]) -> Finding:
 def tuned(refitted: dict[str, Any]) -> Finding:
     by = {row["how"]: row["accuracy"]["value"] for row in refitted["rows"]}
     gain = Estimate(**refitted["gain"])
-    told = {
+    told: dict[str, Any] = {
         "net": refitted["net"],
         "size": sizes(refitted["size"]),
         "best": refitted["best"],

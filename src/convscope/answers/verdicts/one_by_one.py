@@ -53,7 +53,7 @@ def _turns(layers: dict[str, Any]) -> dict[str, int]:
 
 
 def _channels(layers: dict[str, Any]) -> Finding:
-    told = {"net": layers["net"], **_turns(layers)}
+    told: dict[str, Any] = {"net": layers["net"], **_turns(layers)}
     test = "channels before and behind each of the {all} 1x1 convolutions of {net}"
     say = "{fewer} have fewer channels behind, {more} more, {same} as many as before."
     if told["same"] == told["all"]:
@@ -66,7 +66,9 @@ def _channels(layers: dict[str, Any]) -> Finding:
 
 
 def _linearity(linear: dict[str, Any]) -> Finding:
-    told = {k: linear[k] for k in ("alone", "layers", "active", "least", "activations", "source")}
+    told: dict[str, Any] = {
+        k: linear[k] for k in ("alone", "layers", "active", "least", "activations", "source")
+    }
     pairs = [pair for pair in linear["pairs"] if pair[2] < _ROUNDING]
     told |= {"pairs": len(pairs), "tried": len(linear["pairs"])}
     test = "the best affine map from a layer's input to its output, by least squares on {source}, in float64"
@@ -93,7 +95,7 @@ def _linearity(linear: dict[str, Any]) -> Finding:
 def _mixes(mixing: dict[str, Any]) -> Finding:
     rows = mixing["rows"]
     effective = [row["effective"] for row in rows]
-    told = {
+    told: dict[str, Any] = {
         "layers": len(rows),
         "least": min(effective),
         "most": max(effective),
@@ -117,7 +119,7 @@ def _mixes(mixing: dict[str, Any]) -> Finding:
 def _capacity(widths: dict[str, Any]) -> Finding:
     rows = widths["rows"]
     gain = Estimate(**widths["gain"])
-    told = {
+    told: dict[str, Any] = {
         "net": widths["net"],
         "images": widths["images"],
         "narrow": rows[0]["width"],
@@ -141,7 +143,7 @@ def _saves(bottleneck: dict[str, Any]) -> Finding:
     fewer = [row["middle"] for row in rows if row["macs"] < 1]
     faster = [row["middle"] for row in rows if row["time"]["high"] < 1]
     quarter = min(rows, key=lambda row: abs(row["share"] - 0.25))
-    told = {
+    told: dict[str, Any] = {
         "channels": bottleneck["channels"],
         "size": bottleneck["size"],
         "middle": quarter["middle"],
@@ -167,7 +169,7 @@ def _saves(bottleneck: dict[str, Any]) -> Finding:
 def statement(layers: dict[str, Any], linear: dict[str, Any], bottleneck: dict[str, Any]) -> str:
     rows = layers["rows"]
     quarter = min(bottleneck["rows"], key=lambda row: abs(row["share"] - 0.25))
-    told = {
+    told: dict[str, Any] = {
         "net": layers["net"],
         "convolutions": layers["convolutions"],
         "params": sum(row["params"] for row in rows) / max(layers["params"], 1),

@@ -32,7 +32,7 @@ def _keeps(shapes: dict[str, Any]) -> Finding:
     by_rule = all(same == (s == 1 and 2 * p == k - 1) for k, s, p, same in grid)
     padded = [one for one in shapes["layers"] if one["is_padded"]]
     keeping = [one for one in padded if list(one["before"]) == list(one["after"])]
-    told = {
+    told: dict[str, Any] = {
         "tried": len(grid),
         "kept": len(kept),
         "padded": len(padded),
@@ -50,7 +50,12 @@ def _borders(shapes: dict[str, Any]) -> Finding:
     """P2: pixels a side that keep the size at stride 1."""
     need = {k: p for k, s, p, out in shapes["tried"] if s == 1 and out == shapes["size"]}
     kernels = sorted({max(one["kernel"]) for one in shapes["layers"]})
-    told = {"three": need.get(3), "five": need.get(5), "seven": need.get(7), "eleven": need.get(11)}
+    told: dict[str, Any] = {
+        "three": need.get(3),
+        "five": need.get(5),
+        "seven": need.get(7),
+        "eleven": need.get(11),
+    }
     told |= {"kernels": ", ".join(map(str, kernels))}
     doubles = told["three"] and told["five"] == 2 * told["three"] and told["seven"] == 3 * told["three"]
     return found(
@@ -80,7 +85,7 @@ def _same_and_valid(shapes: dict[str, Any], valid: dict[str, Any]) -> Finding:
         keeps += functional.conv2d(x, weight, padding="same").shape[-1] == size
     strided = [out == size for _, stride, _, out in shapes["tried"] if stride > 1]
     last, left = valid["steps"][-1] if valid["steps"] else ("", [0, 0])
-    told = {
+    told: dict[str, Any] = {
         "tried": tried,
         "shrinks": shrinks,
         "keeps": keeps,
@@ -106,7 +111,7 @@ def _same_and_valid(shapes: dict[str, Any], valid: dict[str, Any]) -> Finding:
 def _evens(seen: dict[str, Any]) -> Finding:
     """P4: both halves of the claim."""
     bare, padded = seen["bare"], seen["padded"]
-    told = {
+    told: dict[str, Any] = {
         "kernel": sizes(seen["kernel"]),
         "corner": round(bare["corner"]),
         "edge": bare["edge"],
@@ -136,7 +141,7 @@ def _evens(seen: dict[str, Any]) -> Finding:
 def _densest(dense: dict[str, Any]) -> Finding:
     """P5: the same change of padding in both kinds of network."""
     a, b = (Estimate(**dense[role]["change"]) for role in ("classifier", "dense"))
-    told = {
+    told: dict[str, Any] = {
         "classifier": dense["classifier"]["net"],
         "network": dense["dense"]["net"],
         "a": a.value,

@@ -61,7 +61,7 @@ def _of(moved: dict[str, Any], move: str) -> tuple[float, float]:
 
 def _invariant(moved: dict[str, Any]) -> Finding:
     before, behind = _of(moved, MOVES[0])
-    told = {
+    told: dict[str, Any] = {
         "images": moved["images"],
         "pools": len(moved["pools"]),
         "before": before,
@@ -79,7 +79,7 @@ def _invariant(moved: dict[str, Any]) -> Finding:
 
 
 def _reduces(cost: dict[str, Any]) -> Finding:
-    told = {
+    told: dict[str, Any] = {
         "net": cost["net"],
         "with": cost["with"],
         "ratio": cost["without"] / max(cost["with"], 1),
@@ -93,7 +93,7 @@ def _reduces(cost: dict[str, Any]) -> Finding:
 
 def _parameters(cost: dict[str, Any]) -> Finding:
     flat, pooled = cost["heads"]["flatten"], cost["heads"]["average"]
-    told = {
+    told: dict[str, Any] = {
         "flat": flat[0],
         "flat_without": flat[1],
         "pooled": pooled[0],
@@ -141,7 +141,7 @@ def _sharpest(maps: dict[str, Any]) -> Finding:
     at = {(row["kind"], row["window"]): row for row in maps["rows"]}
     windows = sorted({row["window"] for row in maps["rows"]})
     top = windows[-1]
-    told = {
+    told: dict[str, Any] = {
         "layer": maps["layer"],
         "windows": ", ".join(map(str, windows)),
         "top": top,
@@ -167,7 +167,7 @@ def _sharpest(maps: dict[str, Any]) -> Finding:
 
 
 def _presence(noise: dict[str, Any]) -> Finding:
-    told = {
+    told: dict[str, Any] = {
         "layer": noise["layer"],
         "images": noise["images"],
         "max_one": noise["max"]["one"],
@@ -206,7 +206,7 @@ def _better(asked: Asked) -> Finding:
 
 def _without(cost: dict[str, Any]) -> Finding:
     more = math.prod(cost["after"]) / max(math.prod(cost["before"]), 1)
-    told = {
+    told: dict[str, Any] = {
         "net": cost["net"],
         "more": more,
         "ratio": cost["without"] / max(cost["with"], 1),

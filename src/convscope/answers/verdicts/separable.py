@@ -28,7 +28,7 @@ def findings(
 
 def _parts(halves: dict[str, Any]) -> Finding:
     depthwise, pointwise = halves["depthwise"], halves["pointwise"]
-    told = {
+    told: dict[str, Any] = {
         "depthwise": len(depthwise),
         "pointwise": len(pointwise),
         "layer": depthwise[0]["layer"],
@@ -68,7 +68,7 @@ def _formula(layers: dict[str, Any]) -> Finding:
         say = "The network has no k x k layer and no separable pair."
         return found("D2", Verdict.OPEN, test, say, when="there is no such layer", layers=0)
     dearest = max(rows, key=lambda row: row["full_macs"])
-    told = {
+    told: dict[str, Any] = {
         "layers": len(rows),
         "layer": dearest["layer"],
         "macs": dearest["macs"],
@@ -98,7 +98,7 @@ def _faster(times: dict[str, Any]) -> Finding:
         )
     faster = [row for row in rows if row["time"]["high"] < 1]
     best, worst = (pick(rows, key=lambda row: row["time"]["median"]) for pick in (min, max))
-    told = {
+    told: dict[str, Any] = {
         "layers": len(rows),
         "faster": len(faster),
         "best": best["layer"],
@@ -176,7 +176,7 @@ def statement(net: Net, where: dict[str, Any], layers: dict[str, Any], times: di
 def tables(
     net: Net, where: dict[str, Any], layers: dict[str, Any], times: dict[str, Any], converted: dict[str, Any]
 ) -> list[Sheet]:
-    table = tuple(
+    table: tuple[tuple[str, ...], ...] = tuple(
         (
             kind,
             str(count),
@@ -187,7 +187,7 @@ def tables(
         )
         for kind, (count, params, macs) in where["kinds"].items()
     )
-    heads = ("kind", "layers>", "parameters>", "share>", "MACs>", "share>")
+    heads: tuple[str, ...] = ("kind", "layers>", "parameters>", "share>", "MACs>", "share>")
     made = [Sheet(f"where the parameters of {net.name} go", heads, table)]
     timed = {
         row["layer"]: fill("{median:.2f} ({low:.2f} to {high:.2f})", row["time"]) for row in times["rows"]

@@ -52,7 +52,7 @@ def _by_way(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _recovers(recovered: dict[str, Any]) -> Finding:
     best = min(recovered["rows"], key=lambda row: row["missing"]["value"])
     unpool = _by_way(recovered)["max_unpool"]
-    told = {
+    told: dict[str, Any] = {
         "best": best["way"],
         "missing": best["missing"]["value"],
         "exact": unpool["exact"],
@@ -64,7 +64,7 @@ def _recovers(recovered: dict[str, Any]) -> Finding:
 
 
 def _needed(dense: dict[str, Any]) -> Finding:
-    told = {**dense, "size": sizes(dense["size"]), "map": sizes(dense["map"])}
+    told: dict[str, Any] = {**dense, "size": sizes(dense["size"]), "map": sizes(dense["map"])}
     test = "{net} evaluated at every pixel of an image of {size}, its strides moved into dilation"
     say = "It gave a map of {map} scores one pixel apart with {layers} upsampling layers, at {macs:x} the MACs of its own stride."
     full = dense["layers"] == 0 and min(dense["map"]) > 1
@@ -100,7 +100,7 @@ def _cheapest(exact: dict[str, Any], times: dict[str, Any]) -> Finding:
     rows = _by_way(times)
     faster = [way for way, row in rows.items() if way != "nearest" and row["over"]["high"] < 1]
     quickest = min(rows, key=lambda way: rows[way]["time"]["median"])
-    told = {
+    told: dict[str, Any] = {
         "channels": times["channels"],
         "size": times["size"],
         "time": rows["nearest"]["time"]["median"],
@@ -119,7 +119,7 @@ def _cheapest(exact: dict[str, Any], times: dict[str, Any]) -> Finding:
 
 
 def _unpools(exact: dict[str, Any], recovered: dict[str, Any]) -> Finding:
-    told = {
+    told: dict[str, Any] = {
         "kept": exact["kept"],
         "pooled": exact["pooled"],
         "exact": _by_way(recovered)["max_unpool"]["exact"],
@@ -135,7 +135,7 @@ def _sized(exact: dict[str, Any], times: dict[str, Any]) -> Finding:
     larger = all(by[k, s, p] < by[k, s + 1, p] for k, s, p in by if (k, s + 1, p) in by)
     smaller = all(by[k, s, p] > by[k, s, p + 1] for k, s, p in by if (k, s, p + 1) in by)
     formula = all(out == expected for *_, out, expected in grid)
-    told = {
+    told: dict[str, Any] = {
         "tried": len(grid),
         "params": _by_way(times)["transposed"]["params"],
         "least": min(by.values()),
@@ -150,7 +150,7 @@ def _sized(exact: dict[str, Any], times: dict[str, Any]) -> Finding:
 
 def _smooth(exact: dict[str, Any], recovered: dict[str, Any]) -> Finding:
     rows = _by_way(recovered)
-    told = {
+    told: dict[str, Any] = {
         "read": " to ".join(map(str, sorted(set(exact["read"])))),
         "tent": exact["tent"],
         "bilinear": rows["bilinear"]["rough"],
