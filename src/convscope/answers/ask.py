@@ -136,7 +136,7 @@ def ask(
     question: None = None, net: Net | nn.Module | None = None, data: Any = None, **settings: Unpack[Settings]
 ) -> Questions: ...
 @overload
-def ask(  # type: ignore[overload-overlap]
+def ask(  # type: ignore[overload-overlap, unused-ignore]
     question: Literal["all"],
     net: Net | nn.Module | None = None,
     data: Any = None,

@@ -52,7 +52,7 @@ def trained(
         a, b = (means[place] for place in pair)
         assert a is not None
         assert b is not None
-        told = {
+        told: dict[str, Any] = {
             "study": name,
             "first": result.variants[pair[0]].label,
             "second": result.variants[pair[1]].label,

@@ -217,9 +217,9 @@ def _refit(native: Net, x: Tensor, labels: Tensor, tried: Tensor) -> Tensor:
             functional.cross_entropy(features[0] @ weight.T + bias, labels)
             + 0.1 * (weight - own).square().sum()
         )
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[arg-type]
+        optimizer.step(loss)
     return (features[1] @ weight.detach().T + bias.detach()).argmax(1)

@@ -149,7 +149,7 @@ def _residual(x: Tensor, y: Tensor, generator: torch.Generator) -> float | None:
 def _mixing(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
     """From how many channels each filter takes, and one filter with its largest inputs."""
     module = net.copy().double()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for conv in _pointwise(net):
         part = dict(module.named_modules()).get(conv.name.partition("#")[0])
         if isinstance(part, nn.Conv2d):

@@ -109,7 +109,7 @@ def _visits(net: Net, layers: list[dict[str, Any]]) -> dict[str, Any]:
     size = min(max(min(net.input.size), 8), 32)
     wide = next((one["kernel"] for one in layers if max(one["kernel"]) > 1), [3, 3])
     found_: dict[str, Any] = {"kernel": wide}
-    for name, padding in (("bare", 0), ("padded", [k // 2 for k in wide])):
+    for name, padding in (("bare", (0, 0)), ("padded", (wide[0] // 2, wide[1] // 2))):
         conv = nn.Conv2d(1, 1, tuple(wide), padding=padding)
         counted = visits(nn.Sequential(conv), "0", input=torch.zeros(1, 1, size, size))
         found_[name] = {k: getattr(counted, k) for k in ("corner", "edge", "centre")}

@@ -186,8 +186,8 @@ def _times(rows: list[dict[str, Any]], quick: bool) -> dict[str, Any]:
     chosen = dearest[:: max(1, len(dearest) // 4)][:4] if len(dearest) > 4 else dearest
     found_ = []
     for row in chosen:
-        channels, kernel, stride = (tuple(row[k]) for k in ("channels", "kernel", "stride"))
-        full, apart = _forms(channels, kernel, stride, 1, "cpu")  # type: ignore[arg-type]
+        channels, kernel, stride = (row[k] for k in ("channels", "kernel", "stride"))
+        full, apart = _forms(channels, kernel, stride, 1, "cpu")
         x = torch.randn(1, channels[0], *row["size"], generator=torch.Generator().manual_seed(0))
         times = _timed(full, apart, x, 0.3 if quick else 1.5)
         ratio = times["apart"].over(times["full"])

@@ -154,7 +154,8 @@ def _densest(dense: dict[str, Any]) -> Finding:
         "The scores of {classifier} moved by {a:.1%} of their spread over images, the pictures of {network} by {b:.1%}: "
         "{edge:.1%} in the outermost row of pixels, {inside:.1%} inside."
     )
-    apart = None not in (a.low, b.low) and (a.high < b.low or b.high < a.low)  # type: ignore[operator]
+    ends = (a.low, a.high, b.low, b.high)
+    apart = None not in ends and (ends[1] < ends[2] or ends[3] < ends[0])  # type: ignore[operator]
     if not apart:
         when = "the intervals of the two changes overlap"
         return found("P5", Verdict.OPEN, test, say, when=when, **told)

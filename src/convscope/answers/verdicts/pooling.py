@@ -56,7 +56,8 @@ def findings(
 def _of(moved: dict[str, Any], move: str) -> tuple[float, float]:
     """Mean change before and behind the poolings under a move."""
     rows = [row for row in moved["rows"] if row["move"] == move]
-    return tuple(sum(row[key] for row in rows) / len(rows) for key in ("before", "behind"))  # type: ignore[return-value]
+    before, behind = (sum(row[key] for row in rows) / len(rows) for key in ("before", "behind"))
+    return before, behind
 
 
 def _invariant(moved: dict[str, Any]) -> Finding:
