@@ -54,6 +54,7 @@ class Question:
 QUESTIONS = {
     question.name: question
     for question in (
+        Question("features", "What does each filter look for?", words=("visualization", "filters")),
         Question("filter-size", "Which filter size?", "fashion", ("kernel", "kernel-size", "3x3")),
         Question(
             "locally-connected", "What does sharing weights do?", "fashion", ("local", "sharing", "unshared")
