@@ -68,9 +68,14 @@ def test_scaling(threads: int, fft: float, verdict: Verdict) -> None:
 
 def test_winners() -> None:
     rows = [{"fastest": "direct"}, {"fastest": "winograd"}, {"fastest": "direct"}]
-    mixed = told._depends({"rows": rows, "distinct": 5})
-    assert (mixed.verdict, mixed.sentence) == (Verdict.WHEN, "Fastest: direct 2, winograd 1.")
-    assert told._depends({"rows": rows[:1], "distinct": 1}).verdict is Verdict.NOT
+    mixed = told._depends({"rows": rows, "distinct": 5}, USUAL)
+    assert mixed.verdict is Verdict.WHEN
+    assert mixed.sentence.startswith(
+        "Fastest in the network: direct 2, winograd 1; while the kernel grows: winograd at 3x3"
+    )
+    alone = {"rows": rows[:1], "distinct": 1}
+    assert told._depends(alone, USUAL).verdict_text.startswith("holds when other layers are meant")
+    assert told._depends(alone, {"points": [point(3, 1.0, 2.0, 3.0)]}).verdict is Verdict.NOT
 
 
 def test_tiles_are_counted_by_the_formula_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:

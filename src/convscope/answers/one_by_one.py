@@ -38,7 +38,7 @@ _LINEAR = (
 )
 _NONE = "the network asked has no 1x1 convolution on a map; {net} was looked at instead"
 _POSITIONS = 4096
-_RANKS = (1, 2, 4, 8, 16, 32)
+_RANKS = (2, 4, 8, 16, 32)
 
 
 def answer(asked: Asked) -> Draft:

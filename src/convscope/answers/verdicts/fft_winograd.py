@@ -31,7 +31,7 @@ def findings(
         _saves_memory(kernels),
         _multiplies(tiles),
         _tile_error(tiles),
-        _depends(layers),
+        _depends(layers, kernels),
     ]
 
 
@@ -233,22 +233,27 @@ def _tile_error(tiles: dict[str, Any]) -> Finding:
     return found("W8", False, test, say, **told)
 
 
-def _depends(layers: dict[str, Any]) -> Finding:
+def _depends(layers: dict[str, Any], kernels: dict[str, Any]) -> Finding:
     rows = layers["rows"]
     winners: dict[str, int] = {}
     for row in rows:
         winners[row["fastest"]] = winners.get(row["fastest"], 0) + 1
+    swept = [(point["fastest"], point["value"]) for point in kernels["points"]]
     told: dict[str, Any] = {
         "tried": len(rows),
         "distinct": layers["distinct"],
         "winners": ", ".join(
             f"{name} {count}" for name, count in sorted(winners.items(), key=lambda pair: -pair[1])
         ),
+        "swept": ", ".join(f"{name} at {kernel}x{kernel}" for name, kernel in swept),
     }
-    test = "all algorithms on {tried} of the {distinct} distinct convolutions of the network, on this machine"
-    say = "Fastest: {winners}."
+    test = "all algorithms on {tried} of the {distinct} distinct convolutions of the network and on kernels of 64 channels, here"
+    say = "Fastest in the network: {winners}; while the kernel grows: {swept}."
     if len(winners) > 1:
         when = "the layer is meant; other hardware was not measured"
+        return found("W9", Verdict.WHEN, test, say, when=when, **told)
+    if {name for name, _ in swept} - set(winners):
+        when = "other layers are meant than this network's; other hardware was not measured"
         return found("W9", Verdict.WHEN, test, say, when=when, **told)
     return found("W9", False, test, say, **told)
 
@@ -268,10 +273,8 @@ def statement(net: Net, kernels: dict[str, Any], tiles: dict[str, Any], layers: 
         "error": _row(tiles, "winograd:F(4,3)")["error"] / _row(tiles, "direct")["error"],
         "most": max((row["over_direct"] or 1.0 for row in rows), default=1.0),
     }
-    say = (
-        "Of {tried} convolutions of {net}, direct is fastest here for {direct}, Winograd for {winograd} and FFT for {fft}, at "
-        "most {most:x} as fast as direct. "
-    )
+    say = "Of {tried} convolutions of {net}, direct is fastest here for {direct}, Winograd for {winograd} and FFT for {fft}"
+    say += ", at most {most:x} as fast as direct. " if told["most"] > 1 else ". "
     say += (
         "FFT pays from {first}x{first} kernels on at 64 channels"
         if paying

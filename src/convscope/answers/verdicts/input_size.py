@@ -115,7 +115,7 @@ def statement(net: Net, ways: dict[str, Any], detail: dict[str, Any]) -> str:
         told |= {"resized": rows["resize"]["accuracy"]}
         say += " and reaches {accuracy:.1%} against {resized:.1%} resized, without any training."
     else:
-        say += " and answers as on the resized images for {agrees:.0%} of {images} of them."
+        say += " and answers as on the resized images for {agrees:.0%} of the {images}."
     return fill(say, told | {"images": ways["images"]})
 
 
