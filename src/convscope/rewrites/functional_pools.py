@@ -74,7 +74,7 @@ class FunctionalPools:
         """
         edits = self.work.edits
         changed = {edit.layer for edit in edits[first:] if not edit.refused}
-        back = {}
+        back: dict[str, str] = {}  # names of pools that go -> the module they were in
         for layer, (part, names) in self.put.items():
             if changed.intersection(names):
                 continue

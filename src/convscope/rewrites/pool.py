@@ -121,9 +121,9 @@ class Pool(LayerRule):
         first = len(work.edits)
         if self.kind in ("moved", "none"):
             sites = work.again(work.sites(self.kinds, self.where))
-            for site in (
-                sites if self.kind == "moved" else reversed(sites)
-            ):  # what comes later is dilated by all before
+            if self.kind == "none":
+                sites.reverse()  # what comes later is dilated for every pool before it
+            for site in sites:
                 site = dataclasses.replace(site, calls=work.calls(site.layer))
                 try:
                     work.check(site, self.kinds)
@@ -134,8 +134,8 @@ class Pool(LayerRule):
             super().apply(work)
         pools.settle(first)
         if self.where == "*" == work.where:
-            for layer, reason in pools.refused.items():
-                work.refuse(self, layer, reason)
+            for layer, told in pools.refused.items():
+                work.refuse(self, layer, told)
 
     def gather(self, work: Work, sites: Sequence[Site]) -> Mapping[str, Taps]:
         """Moments of the windows of each max pooling, channel by channel."""
