@@ -65,8 +65,9 @@ def test_where_it_saves_nothing_and_is_invariant(tmp_path: Path) -> None:
     assert made.finding("L2").verdict is Verdict.NOT  # one position: the three are one
     assert made.finding("L1").verdict is Verdict.NOT
     assert made.finding("L3").when == "no convolution of stride 1 has a map to move"
-    still = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval()
-    nn.init.zeros_(still[0].weight)
+    conv = nn.Conv2d(1, 2, 3)
+    nn.init.zeros_(conv.weight)
+    still = nn.Sequential(conv, nn.Flatten()).eval()
     made = convscope.ask(
         "locally-connected", still, torch.rand(2, 1, 6, 6), input="1x6x6", quick=True, studies=tmp_path
     )

@@ -279,35 +279,32 @@ def _tables(climb: dict[str, Any], ways: dict[str, Any], kernels: dict[str, Any]
         )
         for row in climb["rows"]
     )
-    heads = ("start", "channel>", "activation before>", "after>", "steps>", "ended")
+    heads: tuple[str, ...] = ("start", "channel>", "activation before>", "after>", "steps>", "ended")
     made = [Sheet(f"gradient ascent on {climb['layer']}", heads, rows)]
-    rows = tuple(
+    ways_rows = tuple(
         (
             row["way"],
             f"{100 * row['high']['value']:.1f} %",
             f"{sum(row['activation']) / len(row['activation']):.3g}",
             "" if row["kept"] is None else f"{100 * row['kept']:.0f} %",
         )
-        for row in (
-            *ways["rows"],
-            {"way": "images", "high": ways["natural"], "activation": [math.nan], "kept": None},
-        )
+        for row in ways["rows"]
     )
-    rows = tuple(tuple("" if cell == "nan" else cell for cell in row) for row in rows)
+    ways_rows = (*ways_rows, ("images", f"{100 * ways['natural']['value']:.1f} %", "", ""))
     heads = ("regularizer", "fine detail>", "activation>", "left after a small move>")
-    made.append(Sheet(f"regularizers, {len(ways['channels'])} channels of {ways['layer']}", heads, rows))
+    made.append(Sheet(f"regularizers, {len(ways['channels'])} channels of {ways['layer']}", heads, ways_rows))
     if kernels["filters"]:
         names = {
             "picture": "kernel and optimized picture",
             "photograph": "kernel and best patch of the images",
             "both": "that patch and optimized picture",
         }
-        rows = tuple(
+        alike = tuple(
             (names[name], f"{pair['right']} of {pair['of']}", f"{pair['similar']:.2f}")
             for name, pair in kernels["pairs"].items()
         )
         heads = ("compared", "own filter most alike>", "mean cosine>")
-        made.append(Sheet(f"filters of {kernels['layer']}", heads, rows))
+        made.append(Sheet(f"filters of {kernels['layer']}", heads, alike))
     return made
 
 

@@ -62,7 +62,8 @@ def _network(asked: Asked) -> dict[str, Any]:
     net = asked.net
     own = sorted({max(conv.kernel) for conv in _spatial(net)})
     where = ",".join(dict.fromkeys(conv.name.partition("#")[0] for conv in _spatial(net)))
-    made, rows = {}, []
+    made: dict[int, Net] = {}
+    rows: list[dict[str, Any]] = []
     for size in _SIZES:
         try:
             made[size] = rewrite(net, KernelSize(size, where=where), seed=asked.seed).net
@@ -229,7 +230,7 @@ def _statement(network: dict[str, Any], learned: Studied | None) -> str:
 def _tables(
     network: dict[str, Any], valid: dict[str, Any], stacks: dict[str, Any], learned: Studied | None
 ) -> list[Sheet]:
-    rows = tuple(
+    rows: tuple[tuple[str, ...], ...] = tuple(
         (
             f"{row['size']}x{row['size']}",
             f"{row['params']:,}",
@@ -243,15 +244,23 @@ def _tables(
         else (f"{row['size']}x{row['size']}", f"refused: {row['reason']}", *[""] * 5)
         for row in network["rows"]
     )
-    heads = ("kernels", "parameters>", "MACs>", "memory>", "time>", "with gradients, of 3x3>", "sees>")
+    heads: tuple[str, ...] = (
+        "kernels",
+        "parameters>",
+        "MACs>",
+        "memory>",
+        "time>",
+        "with gradients, of 3x3>",
+        "sees>",
+    )
     sheets = [Sheet(f"{network['net']} with all kernels of one size", heads, rows)]
     if learned is not None:
-        rows = tuple(
+        reached = tuple(
             (f"{name}x{name}", f"{100 * train:.1f} %", f"{100 * test:.1f} %", f"{100 * (train - test):.1f}")
             for name, (test, train) in accuracies(learned).items()
         )
         heads = ("kernels", "training>", "test>", "gap, points>")
-        sheets.append(Sheet(f"accuracy in the study {learned.study}, mean over seeds", heads, rows))
+        sheets.append(Sheet(f"accuracy in the study {learned.study}, mean over seeds", heads, reached))
     rows = tuple(
         (
             row["name"],

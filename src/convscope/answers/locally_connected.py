@@ -82,7 +82,12 @@ def _weights(conv: Conv) -> dict[str, int]:
 
 def _built(conv: Conv) -> dict[str, Any]:
     """The three layers really made: their weights."""
-    geometry = {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups, "bias": False}
+    geometry: dict[str, Any] = {
+        "stride": conv.stride,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "bias": False,
+    }
     before = tuple(a + max(0, (b - 1) * s + e - a) for a, b, s, e in _room(conv))
     with torch.device("meta"):
         local = LocallyConnected2d(*conv.channels, conv.kernel, input_size=before, **geometry)

@@ -17,7 +17,7 @@ from convscope.answers.base import Draft, fill
 from convscope.answers.contrasts import studied
 from convscope.answers.verdicts.text_channels import findings
 from convscope.measures.figures import Sheet
-from convscope.nn import EmbeddingChannels, TextConv1d
+from convscope.nn import EmbeddingChannels
 from convscope.studies.data import Data, dataset
 from convscope.studies.networks import build, text_cnn
 from convscope.studies.networks.text import EMBEDDINGS, PADDING
@@ -133,13 +133,13 @@ def read(net: nn.Module, data: Data) -> list[dict[str, Any]]:
         For each filter its width, the class its feature speaks for most, the n-grams of the data that excite it most, the
         best of all n-grams, what gradient ascent on vectors comes to, and how its response comes about.
     """
-    words, convs = net.get_submodule("words"), net.get_submodule("convs")
+    words, classifier = net.get_submodule("words"), net.get_submodule("classifier")
     assert isinstance(words, EmbeddingChannels)
-    assert isinstance(convs, TextConv1d)
-    table = words.tables[0].weight.detach()  # [word, number]
+    assert isinstance(classifier, nn.Linear)
+    table = next(words.tables.parameters()).detach()  # [word, number]
     sentences = data.train.inputs
     assert isinstance(sentences, Tensor)
-    speaks = net.get_submodule("classifier").weight.detach().argmax(0)  # type: ignore[union-attr]  # [feature]
+    speaks = classifier.weight.argmax(0)  # class of each feature, [feature]
     rows: list[dict[str, Any]] = []
     for conv in _convolutions(net):
         scores = torch.einsum("vd,fdk->fkv", table, conv.weight)  # of a word at a place in the window
@@ -245,7 +245,7 @@ def _statement(layouts: dict[str, Any], filters: dict[str, Any]) -> str:
 
 
 def _tables(asked: Asked, layouts: dict[str, Any], filters: dict[str, Any]) -> list[Sheet]:
-    rows = tuple(
+    rows: tuple[tuple[str, ...], ...] = tuple(
         (row["embedding"], row["layout"], str(row["channels"]), " x ".join(map(str, row["weight"])))
         for row in layouts["rows"]
     )
