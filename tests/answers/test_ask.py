@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import convscope
-from convscope import cli
+from convscope import cli, timing
 from convscope.answers import ask as verb
 from convscope.answers import asked as asking
 from convscope.answers.base import Draft, found
@@ -24,7 +24,7 @@ from convscope.errors import RequestError, UnknownName
 class Fake:
     """A question "separable" of two parts, answered at once; counts what it measures."""
 
-    PARTS = ("one", "two")
+    PARTS: tuple[str, ...] = ("one", "two")
 
     def __init__(self) -> None:
         self.measured: list[str] = []
@@ -78,7 +78,7 @@ def test_times_are_kept_for_one_thread_count(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convscope.ask("separable", out=tmp_path)
-    monkeypatch.setattr(asking.timing, "processor", lambda: "another machine")
+    monkeypatch.setattr(timing, "processor", lambda: "another machine")
     convscope.ask("separable", out=tmp_path)
     assert fake.measured == ["one", "two", "two"]
 
@@ -97,7 +97,7 @@ def test_progress_counts_measurements(fake: Fake, tmp_path: Path) -> None:
 
 
 def test_a_measurement_must_be_announced(fake: Fake) -> None:
-    fake.PARTS = ("one",)  # type: ignore[misc]
+    fake.PARTS = ("one",)
     with pytest.raises(KeyError, match="not in PARTS"):
         convscope.ask("separable")
 
@@ -184,6 +184,23 @@ def test_command_line(fake: Fake, run: Callable[..., Any], tmp_path: Path) -> No
     assert json.loads((tmp_path / "here/answers/separable.json").read_text())["statement"] == "1 and 1."
     assert (tmp_path / "claims.md").read_text().count("\n| D") == 4
     code, out, err = run("ask", "separable", "fashion", "--out", "here")
-    assert (code, "D1" in out, "Written to here" in err) == (0, True, True)
+    assert (code, "D1" in out, "As a page: here/answers.html" in err) == (0, True, True)
+    assert '<p class="statement">1 and 1.</p>' in (tmp_path / "here/answers.html").read_text()
     code, out, err = run("ask", "separabel")
     assert (code, "did you mean 'separable'" in err) == (2, True)
+
+
+def test_all_questions_of_a_network_without_convolutions(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {name: question for name, question in QUESTIONS.items() if name in ("padding", "pooling")}
+    monkeypatch.setattr(verb, "QUESTIONS", few)
+    (tmp_path / "flat.py").write_text(
+        "import torch\nmake = lambda: torch.nn.Sequential(torch.nn.Flatten())\n"
+    )
+    words = ("ask", "all", "flat:make", "--input", "3x8x8", "--random", "--out", "none")
+    code, out, err = run(*words)
+    assert (code, "padding was not asked: net" in out) == (1, True), err
+    assert not (tmp_path / "none/answers.html").exists()
+    code, out, err = run(*words, "--json")
+    assert sorted(json.loads(out)["refused"]) == ["padding", "pooling"]

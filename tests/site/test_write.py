@@ -155,16 +155,16 @@ def test_names_are_escaped(fakes: ModuleType, tmp_path: Path) -> None:
 
 def test_a_page_can_be_added(fakes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGES", list(pages.PAGES))
-    site.register(site.Page("answers", "Answers", "filters.html", lambda contents: {}))
+    site.register(site.Page("extra", "Extra", "filters.html", lambda contents: {}))
     with pytest.raises(
-        UnknownName, match="page name='answers' is already registered; give the new page a name"
+        UnknownName, match="page name='extra' is already registered; give the new page a name"
     ):
-        site.register(site.Page("answers", "Answers", "filters.html", lambda contents: {}))
+        site.register(site.Page("extra", "Extra", "filters.html", lambda contents: {}))
     fake = fakes.FakeAtlas(tmp_path, units=1)
     fake.add(1)
     site.write(tmp_path, atlas=fake.manifest())
-    assert '<a href="answers.html">Answers</a>' in (tmp_path / "index.html").read_text()
-    assert (tmp_path / "answers.html").is_file()
+    assert '<a href="extra.html">Extra</a>' in (tmp_path / "index.html").read_text()
+    assert (tmp_path / "extra.html").is_file()
     assert not (tmp_path / "look.html").exists()
 
 

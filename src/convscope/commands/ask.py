@@ -24,6 +24,7 @@ def ask(
     studies: Annotated[Path | None, Parameter(group=_WORK)] = None,
     out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("answers"),
     claims: Annotated[Path | None, Parameter(group=_OUTPUT)] = None,
+    open: OutFlag = False,
     fresh: OutFlag = False,
     loading: ModelOptions = _MODEL_DEFAULT,
     output: OutputOptions = _OUTPUT_DEFAULT,
@@ -39,9 +40,10 @@ def ask(
         data: Images: a file, or a folder (of class folders for accuracy); embedded ones by default.
         quick: Measure less.
         studies: A folder of study records, in place of those that ship.
-        out: The folder in which measurements, answers and pictures are kept.
+        out: The folder to write: a page, and in its answers/ what was measured; that of a report gets the page added.
         claims: Also write all claims with test, figure and verdict to this Markdown file.
-        fresh: Throw away what the folder holds.
+        open: Open the page in the browser.
+        fresh: Throw away the answers that the folder holds.
     """
     if question is None:
         listed = convscope.ask()
@@ -62,14 +64,29 @@ def ask(
     }
     with cli._progress(cli._kept(out), "measurements") as progress:
         told: Any = convscope.ask(question, net, progress=progress, **settings)
-    if claims is not None:
-        from convscope.answers.drawing import ledger
-        from convscope.store import atomic_write
-
-        atomic_write(claims, ledger(told if question == "all" else [told]))
+    answered = list(told) if question == "all" else [told]
+    page = _write(out, answered, claims)
     if output.json:
-        cli._print(cli._plain(told.to_dict()))
+        cli._print(cli._plain(told.to_dict() | {"page": None if page is None else str(page)}))
     else:
         cli._console(stderr=False).print(told)
-        cli._say(f"Written to {cli._escape(str(out))}: the answers as JSON, and their pictures")
+    if page is None:
+        return 1
+    cli._say(f"As a page: {cli._escape(str(page))}")
+    if open:
+        cli._open(page)
     return 0
+
+
+def _write(out: Path, answered: list[Any], claims: Path | None) -> Path | None:
+    """The page and the list of claims; None where no question could be asked."""
+    from convscope import site
+    from convscope.answers.drawing import ledger
+    from convscope.store import atomic_write
+
+    if not answered:
+        return None
+    if claims is not None:
+        atomic_write(claims, ledger(answered))
+    site.write(out)
+    return out / "answers.html"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,7 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
     pictures = [
         {**one, "path": f"{FOLDER}/{one['file']}"} for one in answer["pictures"] if _is_plain(one.get("file"))
     ]
-    charts = [
-        {"title": chart["title"], "plots": [draw(chart, wide) for wide in (True, False)]}
-        for chart in answer["charts"]
-        if any(chart["series"].values())
-    ]
+    charts = [_plots(json.dumps(chart)) for chart in answer["charts"] if any(chart["series"].values())]
     drawn = {"findings": findings, "counts": counts, "pictures": pictures, "charts": charts}
     return {**answer, **drawn, "statement": _held(answer["statement"])}
 
@@ -62,6 +59,13 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
 def _held(text: str) -> str:
     """Text in which no line breaks between a number and its per cent sign."""
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+@cache
+def _plots(chart: str) -> dict[str, Any]:
+    """A chart's title and drawings; drawn once, however often a growing report is written."""
+    told = json.loads(chart)
+    return {"title": told["title"], "plots": [draw(told, wide) for wide in (True, False)]}
 
 
 def _is_plain(name: Any) -> bool:

@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convscope.answers.questions import QUESTIONS
 from convscope.errors import RequestError, StoreError
-from convscope.site import formats, pages
+from convscope.site import answers, formats, pages
 from convscope.site.files import write_if_changed
 from convscope.site.index import write_index
 from convscope.site.layers import SCRIPT, write_layers
@@ -35,7 +36,7 @@ def write(
 
     Only what changed is written, and each file in one step, so that a page may stay open meanwhile. What is
     not given is taken from what the folder already holds (`atlas.json`, `data/looks.json`, `convolution.json`,
-    `data/layers.js`).
+    `data/layers.js`); answers always are (`answers/`, as `convscope ask` keeps them).
 
     Args:
         out: The folder that holds the atlas and the pictures of the looks; their paths are relative to it.
@@ -58,7 +59,8 @@ def write(
     if layers is not None:
         write_layers(out, layers)
     has_layers = (out / SCRIPT).is_file()
-    if atlas is None and not kept and measured is None and not has_layers:
+    asked = tuple(answers.stored(out, QUESTIONS))
+    if atlas is None and not (kept or measured or has_layers or asked):
         raise RequestError(
             f"out={str(out)!r} holds no atlas and no look was given, so that there is nothing to show; "
             "make an atlas there first."
@@ -71,7 +73,7 @@ def write(
     if convolution is not None:
         write_if_changed(out / "convolution.json", safe_json(convolution))
     index = None if atlas is None else write_index(out, atlas)
-    return _write_pages(pages.Contents(out, atlas, index, tuple(kept), measured, has_layers))
+    return _write_pages(pages.Contents(out, atlas, index, tuple(kept), measured, has_layers, asked))
 
 
 def paced(out: str | Path, share: float = 0.05) -> Callable[[dict[str, Any]], None]:

@@ -21,6 +21,7 @@ class Contents:
         looks: One plain value for each photograph looked at.
         convolution: What `algorithms.survey` measured, or None.
         layers: Whether the folder holds what was measured of the layers.
+        answers: What `convscope ask` kept there, in the order of the questions.
     """
 
     out: Path
@@ -29,6 +30,7 @@ class Contents:
     looks: tuple[dict[str, Any], ...] = ()
     convolution: dict[str, Any] | None = None
     layers: bool = False
+    answers: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Page:
         context: The values its template reads, or None where there is nothing to show: then the page and its
             entry in the navigation are left out.
         scripts: Files of `site/assets` it runs, after `common.js`.
+        styles: Style sheets there, after `style.css`.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Page:
     template: str
     context: Callable[[Contents], dict[str, Any] | None]
     scripts: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
@@ -89,6 +93,14 @@ def _layers(contents: Contents) -> dict[str, Any] | None:
     return {} if contents.layers else None
 
 
+def _answers(contents: Contents) -> dict[str, Any] | None:
+    if not contents.answers:
+        return None
+    from convscope.site import answers  # lazy: it draws charts
+
+    return {"answers": [answers.shown(one) for one in contents.answers]}
+
+
 def _look(contents: Contents) -> dict[str, Any] | None:
     return {"looks": contents.looks} if contents.looks else None
 
@@ -118,5 +130,6 @@ register(Page("filters", "Filters", "filters.html", _filters, ("charts.js", "pan
 register(
     Page("layers", "Layers", "layers.html", _layers, ("flow.js", "roofline.js", "sights.js", "layers.js"))
 )
+register(Page("answers", "Answers", "answers.html", _answers, (), ("answers.css",)))
 register(Page("look", "Look", "look.html", _look, ("look.js",)))
 register(Page("convolution", "Convolution", "convolution.html", _convolution))
