@@ -154,7 +154,7 @@ class CompareOptions:
     Attributes:
         data: Images: a file, or a folder (of class folders for accuracy); embedded ones by default.
         limit: At most so many images.
-        features: Units to draw in both, as LAYER:CHANNELS, several by semicolons: conv1:0,3;conv2:0:4.
+        features: Units to draw in both: auto, or LAYER:CHANNELS, several by semicolons: conv1:0,3;conv2:0:4.
         border: Also measure what padding changes.
         consistency: Also measure how predictions hold under shifts.
         all: Both of these, and whatever else there is.
@@ -423,12 +423,14 @@ def rewrite(
     out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("rewritten"),
     onnx: OutFlag = False,
     pt2: OutFlag = False,
+    no_page: OutFlag = False,
+    open: OutFlag = False,
     loading: ModelOptions = _MODEL_DEFAULT,
     output: OutputOptions = _OUTPUT_DEFAULT,
 ) -> int:
-    """Apply a design choice to MODEL, verify what it did, and save the result with its recipe.
+    """Apply a design choice to MODEL, verify what it did, and save the result with its recipe and a page.
 
-    Afterwards recipe:OUT is a MODEL like any other.
+    Afterwards recipe:OUT is a MODEL like any other, and OUT/changes.html shows what the rewrite costs and keeps.
 
     Args:
         model: The network; the embedded EfficientNet-Lite0 by default.
@@ -439,6 +441,8 @@ def rewrite(
         out: The folder to write.
         onnx: Also write model.onnx, verified in onnxruntime.
         pt2: Also write model.pt2 (torch.export), verified.
+        no_page: Leave out the page, and the comparison behind it.
+        open: Open the page in the browser.
     """
     net = _load(model, loading, output)
     images = None if data is None else str(data)
@@ -450,6 +454,19 @@ def rewrite(
         heads, cells = made.table()
         _print_table(heads, cells)
     _say(f"{_escape(repr(made))}, saved in {_escape(str(folder))}")
+    if made.done and not no_page:
+        with _progress(what="images") as progress:
+            found = convscope.compare(
+                net,
+                made,
+                images,
+                limit=limit,
+                features="auto",
+                seed=loading.seed,
+                random=loading.random,
+                progress=progress,
+            )
+        _page(found, folder, open)
     place = shlex.quote(f"recipe:{folder}")
     _say(f"Next: convscope compare {_words(model) or 'embedded '}{place}   (what it changed)")
     return 0 if made.done else 1
@@ -463,6 +480,8 @@ def compare(
     *others: str,
     work: CompareOptions = _COMPARE_DEFAULT,
     markdown: OutFlag = False,
+    out: Annotated[Path | None, Parameter(group=_OUTPUT)] = None,
+    open: OutFlag = False,
     loading: ModelOptions = _MODEL_DEFAULT,
     output: OutputOptions = _OUTPUT_DEFAULT,
 ) -> int:
@@ -476,6 +495,8 @@ def compare(
         b: Another, such as recipe:FOLDER.
         others: More of them.
         markdown: Print Markdown, for a pull request.
+        out: A folder for a page that draws all of it, with pictures of units where the networks changed.
+        open: Open the page in the browser.
     """
     if markdown and output.json:
         raise RequestError("--markdown and --json were given together; ask for one.")
@@ -487,6 +508,8 @@ def compare(
         limit=work.limit,
         features=_features(work.features),
     ) | {"seed": loading.seed, "random": loading.random}
+    if out is not None and not work.quick:
+        settings = {"features": "auto", "latency": True, **settings}
     if work.quick:
         settings |= {"latency": False, "memory": False, "fields": False}
     settings |= {name: True for name in ("border", "consistency", "all") if getattr(work, name)}
@@ -503,6 +526,8 @@ def compare(
         print(found.to_markdown(), end="")
     else:
         _console(stderr=False).print(found)
+    if out is not None:
+        _page(found, out, open)
     return 0
 
 
@@ -601,8 +626,12 @@ def _names_a_model(text: str | None) -> bool:
     """Whether a lone argument is a MODEL rather than a layer or a photograph."""
     if text is None:
         return False
+    from convscope._sources import EMBEDDED
+
     is_scheme = bool(re.match(r"[A-Za-z_][\w.]*:(?!pre$|post$)", text)) and not os.path.exists(text)
-    return is_scheme or text == "embedded" or text.endswith((".pt", ".pth", ".pt2", ".safetensors"))
+    return (
+        is_scheme or text in ("embedded", *EMBEDDED) or text.endswith((".pt", ".pth", ".pt2", ".safetensors"))
+    )
 
 
 def _run_settings(options: ModelOptions) -> dict[str, Any]:
@@ -684,16 +713,18 @@ def _channels(text: str | None) -> list[int] | None:
     return list(dict.fromkeys(chosen))
 
 
-def _features(text: str | None) -> dict[str, list[int]] | None:
-    """Layer -> channels from "conv1:0,3;conv2:0:4"."""
-    if text is None:
-        return None
+def _features(text: str | None) -> dict[str, list[int]] | str | None:
+    """Layer -> channels from "conv1:0,3;conv2:0:4"; "auto" as it is."""
+    if text is None or text == "auto":
+        return text
     found: dict[str, list[int]] = {}
     for part in text.split(";"):
         layer, _, channels = part.strip().partition(":")
         wanted = _channels(channels) if layer and channels else None
         if wanted is None:
-            raise RequestError(f"--features {text!r} must be LAYER:CHANNELS, such as conv1:0,3 or conv2:0:4.")
+            raise RequestError(
+                f"--features {text!r} must be auto or LAYER:CHANNELS, such as conv1:0,3 or conv2:0:4."
+            )
         found.setdefault(layer, []).extend(wanted)
     return found
 
@@ -773,6 +804,16 @@ def _save(shown: Any, out: Path) -> list[str | None]:
 def _plain_units(shown: Any) -> list[dict[str, Any]]:
     units: list[dict[str, Any]] = _plain([unit.to_dict() for unit in shown.units])
     return units
+
+
+def _page(found: Any, out: Path, open: bool) -> None:
+    """The page that draws a comparison."""
+    from convscope import tour
+
+    page = tour.changes(found, out)
+    _say(f"{_escape(str(page))} shows what changed")
+    if open:
+        _open(page)
 
 
 def _print_units(rows: list[dict[str, Any]], output: OutputOptions) -> None:
