@@ -202,9 +202,10 @@ def test_a_lone_argument_is_the_layer(run: Run, fake: Any) -> None:
     run("visualize", "conv1:pre", "--quick")
     assert seen["args"][1] == "conv1:pre"
     assert seen["steps"] == 32
-    code, _, err = run("visualize", "timm:resnet18")
-    assert code == 2
-    assert "no layer was given; name one, or see them all with --list-layers" in err
+    for model in ("timm:resnet18", "fashion", "fashion-decoder"):
+        code, _, err = run("visualize", model)
+        assert code == 2
+        assert "no layer was given; name one, or see them all with --list-layers" in err
 
 
 @pytest.mark.parametrize(

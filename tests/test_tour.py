@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "steps": 4,
     "size": 32,
     "measures": False,
+    "changes": False,
 }
 
 
@@ -70,7 +71,9 @@ def test_a_report_of_any_input(
     module = nn.Sequential(
         nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )  # fmt: skip
-    made = tour.report(make_net(module, shape), tmp_path / "r", channels=2, steps=3, measures=False)
+    made = tour.report(
+        make_net(module, shape), tmp_path / "r", channels=2, steps=3, measures=False, changes=False
+    )
     assert made.page.exists()
     assert made.atlas.failed == 0
 
@@ -78,7 +81,8 @@ def test_a_report_of_any_input(
 def test_a_module_and_its_input(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     spec = InputSpec((3, 32, 32))
-    made = tour.report(module, tmp_path / "r", input=spec, channels=1, steps=2, photo=None, measures=False)
+    few: dict[str, Any] = {"channels": 1, "steps": 2, "photo": None, "measures": False, "changes": False}
+    made = tour.report(module, tmp_path / "r", input=spec, **few)
     assert made.atlas.done >= 1
 
 
@@ -93,7 +97,14 @@ def test_a_look_as_a_page(tiny: Net, tmp_path: Path) -> None:
 
 def test_links_from_a_look_to_the_atlas(tiny: Net, tmp_path: Path) -> None:
     made = tour.report(
-        tiny, tmp_path / "r", layers=["relu1"], channels="all", steps=2, size=32, measures=False
+        tiny,
+        tmp_path / "r",
+        layers=["relu1"],
+        channels="all",
+        steps=2,
+        size=32,
+        measures=False,
+        changes=False,
     )
     seen = tour.look(tiny, "chelsea", layers=["relu1"], pictures_of=False)
     content = tour._linked(seen.save(tmp_path / "r"), made.atlas.content)

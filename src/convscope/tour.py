@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convscope import site
+from convscope._changes import ChangesPage, written
 from convscope._layers import LayersPage
 from convscope.algorithms.survey import Survey, machine, measure_all
 from convscope.data import Images
@@ -24,6 +25,8 @@ from convscope.features.look import Look
 from convscope.features.look import look as look_at
 from convscope.features.visualize import Progress
 from convscope.models import InputLike, Net, as_net
+from convscope.rewrites.compare_several import Comparisons
+from convscope.rewrites.compare_table import Comparison
 from convscope.store import Store
 
 
@@ -60,6 +63,7 @@ def report(
     channels: str | int | Sequence[int] | None = None,
     photo: str | None = "auto",
     measures: bool = True,
+    changes: bool = True,
     open: bool = False,
     progress: Progress | None = None,
     **settings: Any,
@@ -78,6 +82,7 @@ def report(
         photo: an image to look at on a page of its own; "auto" is an embedded one where the input is in colour.
         measures: whether to measure the layers, for a page of their own: what each costs and sees, how long it
             takes here, what padding and shifts do to it.
+        changes: whether to try a few rewrites, for a page that shows what each costs and keeps.
         open: open the first page in the browser as soon as it stands.
         progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
         **settings: see `atlas`.
@@ -89,7 +94,8 @@ def report(
         >>> import tempfile, torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU())
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     made = report(net, folder, input=torch.zeros(1, 3, 32, 32), channels=2, steps=4, photo=None, measures=False)
+        ...     few = {"channels": 2, "steps": 4, "photo": None, "measures": False, "changes": False}
+        ...     made = report(net, folder, input=torch.zeros(1, 3, 32, 32), **few)
         >>> made.page.name, made.atlas.failed
         ('index.html', 0)
     """
@@ -99,12 +105,18 @@ def report(
     shown = False
 
     common = {name: settings[name] for name in ("quick", "fresh", "seed", "device") if name in settings}
-    with LayersPage(net, folder, data=data, **common) as page:
+    random = settings.get("random", False)
+    with (
+        LayersPage(net, folder, data=data, **common) as page,
+        ChangesPage(net, folder, data=data, random=random, **common) as tried,
+    ):
 
         def on_chunk(manifest: dict[str, Any]) -> None:
             nonlocal shown
             if measures:
                 page.begin()
+            if changes:
+                tried.begin()
             refresh(manifest)
             if open and not shown:
                 shown = True
@@ -120,9 +132,13 @@ def report(
                 net, image, seed=settings.get("seed", 0), device=settings.get("device"), random=True
             )
             looks.append(_linked(seen.save(folder), made.content))
+        if changes:
+            tried.begin()
         first = site.write(folder, atlas=made.content, looks=looks)
         if measures:
             page.finish([layer["name"] for layer in made.content["layers"]], _teller(made, progress))
+        if changes:
+            tried.finish(_teller(made, progress))
     return Report(first, made)
 
 
@@ -170,6 +186,31 @@ def look(
     if out is not None:
         site.write(Path(out), looks=[seen.save(out)])
     return seen
+
+
+def changes(found: Comparison | Comparisons, out: str | os.PathLike[str] = "changes") -> Path:
+    """Writes the page that draws a comparison, or several with the same network.
+
+    Args:
+        found: what `convscope.compare` gave, or `compare_all`.
+        out: the folder; one that holds a report gets the page added.
+
+    Returns:
+        The page.
+
+    Raises:
+        StoreError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from convscope import compare
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     changes(compare(net, net, input="3x16x16", latency=False, memory=False), folder).name
+        'changes.html'
+    """
+    folder = Path(out)
+    return site.write(folder, changes=written(folder, found)).parent / "changes.html"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 def test_rewrite_then_compare(run: Run, snapshot: SnapshotAssertion) -> None:
     code, out, err = run(
         "rewrite", "fashion", "--rule", "kernel_size:5,where=block1.conv1", "--rule", "padding:reflect",
-        "--where", "block1.*, block2.conv1", "--out", "made",
+        "--where", "block1.*, block2.conv1", "--out", "made", "--no-page",
     )  # fmt: skip
     assert code == 0, err
     assert out == snapshot
@@ -53,9 +53,57 @@ def test_rewrite_then_compare(run: Run, snapshot: SnapshotAssertion) -> None:
     assert "they begin to differ" in out
 
 
+def test_pages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    true = convscope.compare
+
+    def compare(*args: Any, **settings: Any) -> Any:
+        seen.append(settings)
+        quick = {"steps": 2, "latency": False, "memory": False}
+        return true(*args, **settings | quick)
+
+    monkeypatch.setattr(convscope, "compare", compare, raising=False)
+    code, _, err = run(
+        "rewrite",
+        "fashion",
+        "--rule",
+        "padding:replicate,where=block1.conv1",
+        "--limit",
+        "2",
+        "--out",
+        "made",
+    )
+    assert code == 0, err
+    assert "made/changes.html shows what changed" in err
+    assert {"changes.html", "index.html", "model.safetensors", "recipe.json"} <= {
+        path.name for path in Path("made").iterdir()
+    }
+    assert (seen[0]["features"], seen[0]["limit"]) == ("auto", 2)
+    assert run("measure", "recipe:made")[0] == 0  # still a network
+    code, out, err = run("compare", "fashion", "recipe:made", "--limit", "2", "--out", "page", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["features"]) == 6
+    assert Path("page/changes.html").exists()
+    assert (seen[1]["features"], seen[1]["latency"]) == ("auto", True)
+    run(
+        "compare",
+        "fashion",
+        "fashion",
+        "--quick",
+        "--limit",
+        "2",
+        "--out",
+        "plain",
+        "--features",
+        "block1.conv1:0",
+    )
+    assert seen[2]["features"] == {"block1.conv1": [0]}
+    assert seen[2]["latency"] is False
+
+
 def test_rewrite_prints_one_json_document(run: Run) -> None:
     code, out, err = run(
-        "rewrite", "fashion", "--rule", "padding:replicate", "--where", "kind:Conv2d", "--json"
+        "rewrite", "fashion", "--rule", "padding:replicate", "--where", "kind:Conv2d", "--json", "--no-page"
     )
     assert code == 0, err
     found = json.loads(out)
@@ -70,7 +118,7 @@ def test_nothing_but_refusals_is_exit_1(run: Run) -> None:
 
 
 def test_compare_several_as_markdown(run: Run, snapshot: SnapshotAssertion) -> None:
-    run("rewrite", "fashion", "--rule", "kernel_size:5,where=block1.conv1", "--out", "made")
+    run("rewrite", "fashion", "--rule", "kernel_size:5,where=block1.conv1", "--out", "made", "--no-page")
     code, out, err = run(
         "compare", "fashion", "recipe:made", "fashion", "--quick", "--limit", "2", "--markdown"
     )
@@ -114,7 +162,7 @@ def test_arguments_reach_the_api(run: Run, monkeypatch: pytest.MonkeyPatch, tiny
         ("rewrite fashion --rule kernel_size:5 --where nowhere", "where='nowhere' matches no layer"),
         ("compare fashion recipe:nowhere", "does not exist; give the folder that Rewrite.save wrote"),
         ("compare fashion fashion --markdown --json", "ask for one"),
-        ("compare fashion fashion --features conv1", "must be LAYER:CHANNELS, such as conv1:0,3"),
+        ("compare fashion fashion --features conv1", "must be auto or LAYER:CHANNELS, such as conv1:0,3"),
     ],
 )
 def test_wrong_requests_are_one_sentence(run: Run, words: str, says: str) -> None:

@@ -20,8 +20,9 @@ import convscope
 from convscope.errors import BadInput, ModelError, RequestError, UnknownLayer
 from convscope.models import Net
 from convscope.rewrites import compare as compare_module
+from convscope.rewrites import units
 from convscope.rewrites.compare import compare, compare_all
-from convscope.rewrites.compare_table import Point, marked
+from convscope.rewrites.compare_several import Point, marked
 from convscope.rewrites.paired import _lower_tail, clopper_pearson, difference, mcnemar
 from convscope.rewrites.rewrite import rewrite
 
@@ -347,6 +348,77 @@ def test_a_unit_of_one_network_only(tiny: Net) -> None:
     assert "no such layer" in found._repr_html_()
     with pytest.raises(UnknownLayer, match="conv9"):
         compare(tiny, low, pictures(2)[0], features=[("conv9", 0)], **QUICK)
+
+
+def test_units_are_chosen_where_the_change_tells(tiny: Net) -> None:
+    def change(module: Any) -> None:
+        module.bn2.weight.mul_(3)
+
+    x = pictures(8)[0]
+    found = compare(tiny, twin(tiny, change), x, features="auto", steps=2, **QUICK)
+    layers = list(dict.fromkeys(each.layer for each in found.features))
+    rms = {row.layer: row.rms for row in found.layers}
+    assert layers == [
+        "relu2",
+        "bn3",
+        "relu3",
+    ]  # two where the change is largest and goes on, and the last map
+    assert min(rms["relu2"], rms["bn3"]) > 2 > rms["conv2"] == 0
+    with torch.no_grad():
+        module: Any = tiny.module
+        maps = module.relu2(module.bn2(module.conv2(module.pool(module.relu1(module.bn1(module.conv1(x)))))))
+    strongest = maps.amax((2, 3)).mean(0).topk(2).indices.tolist()
+    assert [each.channel for each in found.features if each.layer == "relu2"] == strongest
+    # equal networks: pictures spread over the depth, and equal too
+    same = compare(tiny, twin(tiny), x, features="auto", steps=2, **QUICK)
+    assert [each.layer for each in same.features][::2] == ["relu1", "conv2", "relu3"]
+    for each in same.features:
+        assert each.before is not None
+        assert each.after is not None
+        assert torch.equal(each.before, each.after)
+
+
+def test_why_there_are_no_pictures(tiny: Net) -> None:
+    untrained = Net(tiny.module, tiny.input, name="raw", trained=False)
+    found = compare(untrained, untrained, pictures(2)[0], features="auto", **QUICK)
+    assert found.features == ()
+    assert found.notes[0].startswith("no pictures: raw has random weights")
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    found = compare(flat, flat, torch.randn(2, 3, 2, 2), input="3x2x2", features="auto", **QUICK)
+    assert found.notes == ("no pictures: no layer of the same name gives maps of the same shape in both",)
+    with pytest.raises(RequestError, match="features='conv1' must be 'auto'"):
+        compare(tiny, tiny, features="conv1", **QUICK)  # type: ignore[arg-type]
+
+
+def test_a_subject_is_drawn_once(tiny: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Net] = []
+    true = units.visualize
+    monkeypatch.setattr(
+        units, "visualize", lambda net, *args, **given: (drawn.append(net), true(net, *args, **given))[1]
+    )
+    subject = units.Subject(tiny)
+    others = [rewrite(tiny, f"padding:{kind},where=conv1") for kind in ("reflect", "replicate")]
+    found = [
+        compare(subject, made, pictures(2)[0], features=[("conv2", 1)], steps=2, **QUICK) for made in others
+    ]
+    assert [net is tiny for net in drawn] == [True, False, False]
+    assert found[0].features[0].before is found[1].features[0].before
+
+
+def test_a_rewrite_brings_its_record(tiny: Net) -> None:
+    made = rewrite(tiny, "padding:reflect,where=conv*")
+    found = compare(tiny, made, pictures(2)[0], **QUICK)
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))["origin"]
+    assert (plain["rule"], plain["exactness"]) == ("padding:kind=reflect,where=conv*", "exact-interior")
+    assert [edit["layer"] for edit in plain["edits"]] == ["conv1", "conv2", "conv3"]
+    told = "padding:kind=reflect,where=conv\\*: exact-interior; 3 layers changed, 0 left as they are"
+    assert f"- {told}" in found.to_markdown()
+    by_recipe = compare(tiny, made.net, pictures(2)[0], **QUICK).origin
+    assert by_recipe is not None
+    assert (by_recipe.exactness, by_recipe.edits) == ("exact-interior", None)
+    assert compare(tiny, twin(tiny), pictures(2)[0], **QUICK).to_dict()["origin"] is None
+    with_several = compare_all(tiny, [made, twin(tiny)], pictures(2)[0])
+    assert [each.origin is None for each in with_several.comparisons] == [False, True]
 
 
 # ---------------------------------------------------------------- shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,19 @@ def test_safe_json_is_json_without_markup(value: Any) -> None:
     text = scripts.safe_json(value)
     assert not set(text) & set("<>&\u2028\u2029")
     assert json.loads(text) == scripts.finite(value)
+
+
+def test_credits_of_what_the_network_learned_from(fakes: ModuleType, tmp_path: Path) -> None:
+    atlas = fakes.FakeAtlas(tmp_path, units=4)
+    atlas.add(1)
+    manifest = atlas.manifest()
+    site.write(tmp_path, atlas=manifest)
+    assert "Zalando" not in (tmp_path / "index.html").read_text()
+    manifest["net"]["source"] = "fashion-decoder"
+    site.write(tmp_path, atlas=manifest)
+    text = (tmp_path / "index.html").read_text()
+    assert "Credits: 3" in text
+    assert re.search(r"Fashion-MNIST[^<]*</a>, Copyright 2017 Zalando SE[^<]*\(MIT\)", text)
 
 
 def test_sheets_hold_the_pictures_in_order(tmp_path: Path) -> None:

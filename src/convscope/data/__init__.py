@@ -4,7 +4,18 @@ Small trained networks lie beside them; `convscope.load` builds those.
 """
 
 from convscope.data.fashion import fashion
-from convscope.data.images import Batch, Broken, Geometry, Images, Sample, images
+from convscope.data.images import Batch, Broken, Geometry, Images, Sample, halves, images
 from convscope.data.photographs import Photo, photographs
 
-__all__ = ["Batch", "Broken", "Geometry", "Images", "Photo", "Sample", "fashion", "images", "photographs"]
+__all__ = [
+    "Batch",
+    "Broken",
+    "Geometry",
+    "Images",
+    "Photo",
+    "Sample",
+    "fashion",
+    "halves",
+    "images",
+    "photographs",
+]

@@ -7,6 +7,7 @@ Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Ma
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -51,6 +52,17 @@ def fashion(split: str = "test") -> tuple[Tensor, Tensor]:
     tiles = sheet[0].unfold(0, SIDE, SIDE).unfold(1, SIDE, SIDE)  # [row, column, 28, 28]
     images = tiles.reshape(-1, 1, SIDE, SIDE)
     return images, torch.arange(len(images)) % len(LABELS)
+
+
+def credit() -> dict[str, str]:
+    """Whom the images are due to, and the networks that were trained on them: title, attribution, license, url.
+
+    Example:
+        >>> credit()["license"]
+        'MIT'
+    """
+    about = json.loads((FOLDER / "samples.json").read_text(encoding="utf-8"))
+    return {"name": "fashion", **{key: about[key] for key in ("title", "attribution", "license", "url")}}
 
 
 def noisy(images: Tensor, std: float = 0.25, seed: int = 0) -> Tensor:

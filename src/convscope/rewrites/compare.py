@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convscope import timing
-from convscope.errors import ConvscopeError, RequestError, UnknownLayer
-from convscope.features.visualize import visualize
-from convscope.graph import record
+from convscope.errors import ConvscopeError, RequestError
 from convscope.measures import consistency as shifts
 from convscope.measures.border import border_effect
-from convscope.measures.measure import measure
 from convscope.measures.memory import peak_memory
 from convscope.measures.profile import Profile
 from convscope.measures.samples import Progress
 from convscope.models import InputLike, Net, as_net
 from convscope.rewrites import growth
-from convscope.rewrites.compare_table import Comparison, Comparisons, Feature, Figure, Point, marked
+from convscope.rewrites.compare_several import Comparisons, Point, marked
+from convscope.rewrites.compare_table import Comparison, Figure, Origin
 from convscope.rewrites.feed import Feed
-
-Units: TypeAlias = Mapping[str, int | Sequence[int]] | Sequence[tuple[str, int]]
+from convscope.rewrites.rewrite import Rewrite
+from convscope.rewrites.units import Subject, Units, asked, draw, draw_telling
 
 ROUNDING = 1000  # times the type's precision: what a layer may differ by and count as the same
 BUDGET = 1.0  # seconds of timing
@@ -32,8 +30,8 @@ COSTS = ("macs", "params", "latency")
 
 
 def compare(
-    a: Net | nn.Module,
-    b: Net | nn.Module,
+    a: Net | nn.Module | Subject,
+    b: Net | nn.Module | Rewrite,
     data: Any = None,
     *,
     input: InputLike | None = None,
@@ -52,6 +50,7 @@ def compare(
     tolerance: float | None = None,
     random: bool = False,
     seed: int = 0,
+    budget: float | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """What is different between two networks, such as one before and after a rewrite.
@@ -60,7 +59,8 @@ def compare(
     in which they run, so that it shows where the networks part and how the difference grows. Neither network is changed.
 
     Args:
-        a, b: the networks.
+        a, b: the networks; a `Rewrite` as b brings the record of its edits. A network that is compared with several
+            others may be a `Subject`, which is recorded and drawn once.
         data: a file, a folder (with folders of classes the accuracy is told), `Images`, None for the embedded
             photographs; or a Tensor [image, channel, height, width] of network input.
         input: what to feed plain modules.
@@ -74,11 +74,13 @@ def compare(
         border: also measure what padding changes there.
         consistency: measure how far predictions hold when the picture is shifted.
         all: all of these; one that cannot be taken is named in `notes`, where else it is an error.
-        features: units to draw in both from the same seed: (layer, channel) pairs, or layer -> channels.
+        features: units to draw in both from the same seed: (layer, channel) pairs, or layer -> channels; "auto": the most
+            active channels of the layers that changed most, and of the last one.
         steps: optimizer steps of such a picture.
         tolerance: relative rms difference up to which a layer counts as the same; a thousand roundings by default.
         random: draw units of untrained networks too.
         seed: every random choice follows from it.
+        budget: seconds of timing; one by default.
         progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
 
     Returns:
@@ -93,24 +95,25 @@ def compare(
         >>> import convscope
         >>> net = convscope.load("fashion")
         >>> made = convscope.rewrite(net, "padding:replicate,where=block2.*")
-        >>> found = compare(net, made.net, latency=False, memory=False)
+        >>> found = compare(net, made, latency=False, memory=False)
         >>> found.first, found.figures["macs"].ratio
         ('block2.conv1', 1.0)
     """
-    nets = (as_net(a, input), as_net(b, input))
+    made = b if isinstance(b, Rewrite) else None
+    first = a if isinstance(a, Subject) else Subject(as_net(a, input))
+    second = Subject(b.net if isinstance(b, Rewrite) else as_net(b, input))
+    nets = (first.net, second.net)
     feed = Feed(nets, data, labels, limit, seed)
-    wanted = _units(features)
-    graphs = (record(nets[0]), record(nets[1]))
-    found = growth.run(nets, graphs, feed, layers, batch, progress)
+    wanted = asked(features)
+    found = growth.run(nets, (first.graph, second.graph), feed, layers, batch, progress)
     notes: list[str] = list(found.notes)
-    profiles = tuple(
-        measure(net, graph=graph, fields=fields, training=False)
-        for net, graph in zip(nets, graphs, strict=True)
-    )
+    if nets[0].input.size != nets[1].input.size:
+        notes.append("the networks take images of different sizes, and each sees its own part of them")
+    profiles = (first.profile(fields), second.profile(fields))
     figures = _counted(profiles, fields)
     takers: dict[str, tuple[bool, Callable[[], list[Figure]]]] = {
         "memory": (memory, lambda: [_memory(nets)]),
-        "latency": (latency, lambda: [_latency(timed(nets))]),
+        "latency": (latency, lambda: [_latency(timed(nets, budget))]),
         "border": (border, lambda: _border(nets, profiles, data, seed)),
         "consistency": (consistency, lambda: [_shifted(nets, data, min(limit, 64), seed)]),
     }
@@ -126,6 +129,11 @@ def compare(
     if found.accuracy is not None:
         figures.append(Figure("accuracy", "top-1 accuracy", "share", found.accuracy.a, found.accuracy.b))
     precision = torch.finfo(nets[0].input.dtype).eps
+    tolerance = ROUNDING * precision if tolerance is None else tolerance
+    if features == "auto":
+        pictures = draw_telling(first, second, found, tolerance, steps, seed, random, notes)
+    else:
+        pictures = draw(first, second, wanted, steps, seed, random)
     return Comparison(
         a=nets[0].to_dict(),
         b=nets[1].to_dict(),
@@ -137,8 +145,9 @@ def compare(
         accuracy=found.accuracy,
         layers=found.layers,
         apart=found.apart,
-        tolerance=ROUNDING * precision if tolerance is None else tolerance,
-        features=_features(nets, wanted, steps, seed, random),
+        tolerance=tolerance,
+        features=pictures,
+        origin=Origin.of(made, nets[1]),
         notes=tuple(notes),
     )
 
@@ -241,67 +250,12 @@ def _shifted(nets: Sequence[Net], data: Any, limit: int, seed: int) -> Figure:
     return Figure("consistency", f"{name} under shifts ({move})", "share", first, second)
 
 
-# ---------------------------------------------------------------- pictures
-
-
-def _units(features: Units | None) -> dict[str, list[int]]:
-    """Layer -> channels."""
-    pairs: list[tuple[Any, Any]] = []
-    if isinstance(features, Mapping):
-        for layer, channels in features.items():
-            pairs += [(layer, each) for each in (channels if isinstance(channels, Sequence) else [channels])]
-    elif features is not None:
-        pairs = [(each[0], each[1]) if len(each) == 2 else (None, None) for each in features]
-    found: dict[str, list[int]] = {}
-    for layer, channel in pairs:
-        if not isinstance(layer, str) or isinstance(channel, bool) or not isinstance(channel, int):
-            raise RequestError(
-                f"features={features!r} must be (layer, channel) pairs or layer -> channels, such as {{'conv1': [0, 3]}}"
-            )
-        found.setdefault(layer, []).append(channel)
-    return found
-
-
-def _features(
-    nets: tuple[Net, Net], wanted: Mapping[str, Sequence[int]], steps: int, seed: int, random: bool
-) -> tuple[Feature, ...]:
-    found = []
-    for layer, channels in wanted.items():
-        canvas: Any = "auto"
-        sides: list[dict[int, tuple[Tensor, float, str]]] = []
-        missing: list[UnknownLayer] = []
-        for net in nets:
-            try:
-                shown = visualize(net, layer, channels, size=canvas, steps=steps, seed=seed, random=random)
-            except UnknownLayer as error:
-                missing.append(error)
-                sides.append({})
-                continue
-            canvas = tuple(shown.images.shape[-2:])  # the same for both, though their fields differ
-            sides.append(
-                {
-                    unit.channel: (image, unit.activation, unit.status)
-                    for unit, image in zip(shown.units, shown.images, strict=True)
-                }
-            )
-        if len(missing) == 2:
-            raise missing[0]
-        for channel in dict.fromkeys(channels):
-            both = [side.get(channel, (None, None, "no such layer")) for side in sides]
-            found.append(
-                Feature(
-                    layer, channel, both[0][0], both[1][0], (both[0][1], both[1][1]), (both[0][2], both[1][2])
-                )
-            )
-    return tuple(found)
-
-
 # ---------------------------------------------------------------- several
 
 
 def compare_all(
     a: Net | nn.Module,
-    others: Sequence[Net | nn.Module],
+    others: Sequence[Net | nn.Module | Rewrite],
     data: Any = None,
     *,
     cost: str = "macs",
@@ -312,7 +266,7 @@ def compare_all(
 
     Args:
         a: the network that the others are compared with.
-        others: the others, one at least.
+        others: the others, one at least; a `Rewrite` brings the record of its edits.
         data: as for `compare`.
         cost: what is to be low: "macs", "params" or "latency" (all networks timed in turn).
         input: what to feed plain modules.
@@ -335,10 +289,14 @@ def compare_all(
         raise RequestError(f"cost={cost!r} must be one of {', '.join(COSTS)}")
     if not others:
         raise RequestError("others is empty; give at least one network to compare with")
-    first = as_net(a, input)
-    nets = [as_net(net, input) for net in others]
+    subject = Subject(as_net(a, input))
+    first = subject.net
+    nets = [net.net if isinstance(net, Rewrite) else as_net(net, input) for net in others]
     chosen = {"latency": False, "memory": False, **settings}
-    made = tuple(compare(first, net, data, **chosen) for net in nets)
+    made = tuple(
+        compare(subject, other if isinstance(other, Rewrite) else net, data, **chosen)
+        for other, net in zip(others, nets, strict=True)
+    )
     if cost == "latency":
         costs = [each.median for each in timed([first, *nets], BUDGET * (len(nets) + 1) / 2)]
     else:

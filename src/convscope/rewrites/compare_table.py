@@ -1,18 +1,16 @@
-"""What a comparison holds, and how it prints: table, notebook, plain values, Markdown for a pull request."""
+"""What a comparison of two networks holds, and how it prints: table, plain values, Markdown for a pull request."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from convscope import timing
-from convscope.measures.figures import Estimate, Sheet, printable, to_html, to_rich, to_text
+from convscope.measures.figures import Estimate, Sheet, printable, to_rich, to_text
 from convscope.measures.profile_columns import count, size
 from convscope.measures.profile_diff import ProfileDiff
 from convscope.rewrites.growth import LayerDifference, OutputDifference
@@ -20,6 +18,10 @@ from convscope.rewrites.paired import Accuracy
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+    from convscope.models import Net
+    from convscope.rewrites.base import Edit
+    from convscope.rewrites.rewrite import Rewrite
 
 Unit = Literal["count", "bytes", "seconds", "share", "pixels"]
 _ROWS = 12  # layers in a table at most; all are in `to_dict`
@@ -114,21 +116,55 @@ class Feature:
             "status": list(self.status),
         }
         if pictures:
-            found |= {"before": _uri(self.before), "after": _uri(self.after)}
+            from convscope.site.notebook import data_uri
+
+            found |= {
+                name: None if picture is None else data_uri(picture)
+                for name, picture in (("before", self.before), ("after", self.after))
+            }
         return found
 
 
-def _uri(picture: Tensor | None) -> str | None:
-    if picture is None:
-        return None
-    from io import BytesIO
+@dataclass(frozen=True)
+class Origin:
+    """How the second network was made from another one.
 
-    from PIL import Image
+    Attributes:
+        rule: what was applied, as text.
+        exactness: the weakest class of all edits.
+        edits: one a layer the rule was about, refusals included; None where only the recipe is known.
+        data: what the images were that it was fitted to, or None.
+    """
 
-    values = (picture.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    buffer = BytesIO()
-    Image.fromarray(values if values.shape[2] == 3 else values[..., 0]).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    rule: str
+    exactness: str
+    edits: tuple[Edit, ...] | None
+    data: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, made: Rewrite | None, net: Net) -> Origin | None:
+        """Of a rewrite, or of a network that remembers its recipe; None of any other."""
+        if made is not None:
+            return cls(str(made.rule), made.exactness, made.edits, made.data)
+        if net.recipe is None:
+            return None
+        return cls(" | ".join(net.recipe["rules"]), net.recipe["exactness"], None, net.recipe["data"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "rule": self.rule,
+            "exactness": self.exactness,
+            "edits": None if self.edits is None else [edit.to_dict() for edit in self.edits],
+            "data": None if self.data is None else dict(self.data),
+        }
+
+    def __str__(self) -> str:
+        text = f"{self.rule}: {self.exactness}"
+        if self.edits is None:
+            return text
+        done = sum(not edit.refused for edit in self.edits)
+        return f"{text}; {done} layers changed, {len(self.edits) - done} left as they are"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,6 +182,7 @@ class Comparison:
         apart: layers of the same name whose maps have different shapes: name -> the two shapes.
         tolerance: relative root mean square difference of a layer up to which it counts as the same: rounding.
         features: pictures of the units asked for.
+        origin: how b was made, where it is known.
         notes: what was left out, and why.
     """
 
@@ -161,6 +198,7 @@ class Comparison:
     apart: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     tolerance: float
     features: tuple[Feature, ...] = ()
+    origin: Origin | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -181,6 +219,7 @@ class Comparison:
         return {
             "a": dict(self.a),
             "b": dict(self.b),
+            "origin": None if self.origin is None else self.origin.to_dict(),
             "figures": {key: figure.to_dict() for key, figure in self.figures.items()},
             "images": {"count": self.images, "source": self.source},
             "outputs": None if self.outputs is None else self.outputs.to_dict(),
@@ -220,11 +259,13 @@ class Comparison:
             lines.append(("they begin to differ", told))
         return lines
 
-    def _sheets(self) -> list[Sheet]:
+    def sheets(self) -> list[Sheet]:
+        """As tables."""
         figures = Sheet(
             f"a = {self.a['name']}, b = {self.b['name']}",
             ("", "a>", "b>", "b to a>"),
             tuple(figure.cells() for figure in self.figures.values()),
+            () if self.origin is None else (str(self.origin),),
         )
         answers = Sheet(
             f"on {self.images} images of {self.source}", ("", "value"), tuple(self._answers()), self.notes
@@ -259,13 +300,15 @@ class Comparison:
         return f"Comparison({self.a['name']!r}, {self.b['name']!r}, {self.images} images of {self.source})"
 
     def __rich__(self) -> Group:
-        return to_rich(self._sheets())
+        return to_rich(self.sheets())
 
     def __str__(self) -> str:
-        return to_text(self._sheets())
+        return to_text(self.sheets())
 
     def _repr_html_(self) -> str:
-        return to_html(self._sheets()) + "".join(map(_figure_html, self.features))
+        from convscope.site import comparison
+
+        return comparison.comparison_html(self)
 
     def to_markdown(self) -> str:
         """For a pull request.
@@ -279,14 +322,18 @@ class Comparison:
             '| parameters | 112 | 112 | same |'
         """
         lines = [f"### {_cell(self.a['name'])} → {_cell(self.b['name'])}", ""]
-        for sheet in self._sheets():
-            heads = [name.removesuffix(">") for name in sheet.columns]
-            rule = ["---:" if name.endswith(">") else "---" for name in sheet.columns]
-            if sheet.title != self._sheets()[0].title:
-                lines += [f"{_cell(sheet.title).capitalize()}:", ""]
-            lines += [_row(heads), _row(rule), *(_row(map(_cell, row)) for row in sheet.rows), ""]
+        for number, sheet in enumerate(self.sheets()):
+            lines += [f"{_cell(sheet.title).capitalize()}:", ""] if number else []
+            lines += [*table_lines(sheet), ""]
             lines += [f"- {_cell(note)}" for note in sheet.notes] + ([""] if sheet.notes else [])
         return "\n".join(lines)
+
+
+def table_lines(sheet: Sheet) -> list[str]:
+    """A table as lines of Markdown."""
+    heads = [name.removesuffix(">") for name in sheet.columns]
+    rule = ["---:" if name.endswith(">") else "---" for name in sheet.columns]
+    return [_row(heads), _row(rule), *(_row(map(_cell, row)) for row in sheet.rows)]
 
 
 def _cell(text: str) -> str:
@@ -297,134 +344,5 @@ def _cell(text: str) -> str:
     return text
 
 
-def _row(cells: Any) -> str:
+def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _figure_html(feature: Feature) -> str:
-    parts = []
-    for picture, activation, status in zip(
-        (_uri(feature.before), _uri(feature.after)), feature.activations, feature.status, strict=True
-    ):
-        shown = f'<img alt="" src="{picture}">' if picture else f"<span>{escape(status)}</span>"
-        told = "" if activation is None else f"{activation:.3g}"
-        parts.append(f"<td style='text-align:center'>{shown}<br>{told}</td>")
-    name = escape(printable(f"{feature.layer} {feature.channel}"))
-    return f"<table><caption>{name}: before, after</caption><tr>{''.join(parts)}</tr></table>"
-
-
-# ---------------------------------------------------------------- several
-
-
-@dataclass(frozen=True)
-class Point:
-    """One network among several.
-
-    Attributes:
-        name: its own.
-        cost: MACs, parameters or seconds; see `Comparisons.cost`.
-        quality: accuracy, or agreement with the first network; None where neither could be had.
-        on_front: whether no other is at least as good at less cost, or better at the same.
-    """
-
-    name: str
-    cost: float
-    quality: float | None
-    on_front: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"name": self.name, "cost": self.cost, "quality": self.quality, "on_front": self.on_front}
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Comparisons:
-    """A network and several made from it: what each costs, how good it is, and which of them are worth having.
-
-    Attributes:
-        cost: "macs", "params" or "latency".
-        quality: "accuracy" or "agreement".
-        comparisons: of each with the first, in order.
-        points: all networks, the first one first.
-    """
-
-    cost: str
-    quality: str
-    comparisons: tuple[Comparison, ...]
-    points: tuple[Point, ...]
-
-    @property
-    def front(self) -> tuple[Point, ...]:
-        """The networks that no other beats, cheapest first (the Pareto front)."""
-        return tuple(sorted((p for p in self.points if p.on_front), key=lambda p: p.cost))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "cost": self.cost,
-            "quality": self.quality,
-            "points": [point.to_dict() for point in self.points],
-            "comparisons": [each.to_dict() for each in self.comparisons],
-        }
-
-    def _sheet(self) -> Sheet:
-        show = timing.duration if self.cost == "latency" else lambda n: count(int(n))
-        rows = tuple(
-            (
-                point.name,
-                show(point.cost),
-                "–" if point.quality is None else f"{100 * point.quality:.1f} %",
-                "yes" if point.on_front else "",
-            )
-            for point in self.points
-        )
-        return Sheet(
-            f"{self.quality} against {self.cost}",
-            ("network", f"{self.cost}>", f"{self.quality}>", "front"),
-            rows,
-        )
-
-    def __repr__(self) -> str:
-        return f"Comparisons({len(self.points)} networks, {self.quality} against {self.cost})"
-
-    def __rich__(self) -> Group:
-        return to_rich([self._sheet()])
-
-    def __str__(self) -> str:
-        return to_text([self._sheet()])
-
-    def _repr_html_(self) -> str:
-        return to_html([self._sheet()])
-
-    def to_markdown(self) -> str:
-        """For a pull request."""
-        sheet = self._sheet()
-        lines = [
-            f"### {sheet.title.capitalize()}",
-            "",
-            _row(name.removesuffix(">") for name in sheet.columns),
-        ]
-        lines += [_row("---:" if name.endswith(">") else "---" for name in sheet.columns)]
-        lines += [_row(map(_cell, row)) for row in sheet.rows]
-        return "\n".join(lines) + "\n"
-
-
-def marked(points: Sequence[Point]) -> tuple[Point, ...]:
-    """The points, with those on the front marked.
-
-    Example:
-        >>> [p.on_front for p in marked([Point("a", 9, 0.9), Point("b", 5, 0.9), Point("c", 4, 0.5), Point("d", 6, 0.6)])]
-        [False, True, True, False]
-    """
-    found = []
-    for point in points:
-        better = any(
-            other.quality is not None
-            and point.quality is not None
-            and other.cost <= point.cost
-            and other.quality >= point.quality
-            and (other.cost, other.quality) != (point.cost, point.quality)
-            for other in points
-        )
-        found.append(Point(point.name, point.cost, point.quality, point.quality is not None and not better))
-    return tuple(found)

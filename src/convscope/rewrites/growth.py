@@ -81,6 +81,8 @@ class Found:
         outputs: how far the outputs differ; None where their shapes do.
         accuracy: of both; None without labels or class scores.
         layers: in the order in which they ran in the first network.
+        active: of layers that give maps, how strongly each channel of the first network responds: its largest value on an
+            image, averaged over images, Tensor [channel].
         apart: layers of the same name that give maps of different shapes: name -> the two shapes.
         notes: what the reader should know.
     """
@@ -89,6 +91,7 @@ class Found:
     outputs: OutputDifference | None
     accuracy: Accuracy | None
     layers: tuple[LayerDifference, ...]
+    active: Mapping[str, Tensor]
     apart: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     notes: tuple[str, ...]
 
@@ -96,6 +99,7 @@ class Found:
 class _Sums:
     def __init__(self) -> None:
         self.difference = self.power = self.largest = self.scale = 0.0
+        self.peaks: Tensor | None = None  # [channel], summed over images
 
     def add(self, first: Tensor, second: Tensor) -> None:
         """Adds the values of some images."""
@@ -106,6 +110,9 @@ class _Sums:
         self.power += float(first.square().sum(dtype=torch.float64))
         self.largest = max(self.largest, float(apart.abs().max()))
         self.scale = max(self.scale, float(first.abs().max()))
+        if first.ndim == 4 and first.shape[2] * first.shape[3] > 1:
+            peaks = first.amax((2, 3)).float().sum(0).cpu()
+            self.peaks = peaks if self.peaks is None else self.peaks + peaks
 
     @property
     def rms(self) -> float:
@@ -168,7 +175,12 @@ def run(
     )
     notes = list(feed.notes)
     told = _told(outputs, None if feed.labels is None else feed.labels[places], nets, notes)
-    return Found(len(places), *told, rows, apart, tuple(notes))
+    active = {
+        address: each.peaks / len(places)
+        for address, each in sums.items()
+        if each.peaks is not None and address not in apart
+    }
+    return Found(len(places), *told, rows, active, apart, tuple(notes))
 
 
 def _shared(graphs: tuple[Graph, Graph]) -> dict[str, tuple[Call, Call]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from convscope.answers.questions import QUESTIONS
 from convscope.errors import RequestError, StoreError
 from convscope.site import answers, formats, pages
+from convscope.site import changes as changes_page
 from convscope.site.files import write_if_changed
 from convscope.site.index import write_index
 from convscope.site.layers import SCRIPT, write_layers
@@ -31,12 +32,13 @@ def write(
     looks: Sequence[dict[str, Any]] = (),
     convolution: dict[str, Any] | None = None,
     layers: dict[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the report into a folder; cheap enough to be called after every chunk of a running atlas.
 
     Only what changed is written, and each file in one step, so that a page may stay open meanwhile. What is
     not given is taken from what the folder already holds (`atlas.json`, `data/looks.json`, `convolution.json`,
-    `data/layers.js`); answers always are (`answers/`, as `convscope ask` keeps them).
+    `data/layers.js`, `data/changes.js`); answers always are (`answers/`, as `convscope ask` keeps them).
 
     Args:
         out: The folder that holds the atlas and the pictures of the looks; their paths are relative to it.
@@ -44,6 +46,7 @@ def write(
         looks: What photographs do in the network, one plain value each.
         convolution: What `convscope bench conv` measured.
         layers: What was measured of the layers; see `layers.write_layers`.
+        changes: Comparisons of the network with what was made from it; see `changes.write_changes`.
 
     Returns:
         The path of the first page.
@@ -58,9 +61,11 @@ def write(
     measured = convolution if convolution is not None else _stored(out / "convolution.json")
     if layers is not None:
         write_layers(out, layers)
-    has_layers = (out / SCRIPT).is_file()
+    if changes is not None:
+        changes_page.write_changes(out, changes)
+    has_layers, has_changes = (out / SCRIPT).is_file(), (out / changes_page.SCRIPT).is_file()
     asked = tuple(answers.stored(out, QUESTIONS))
-    if atlas is None and not (kept or measured or has_layers or asked):
+    if atlas is None and not (kept or measured or has_layers or has_changes or asked):
         raise RequestError(
             f"out={str(out)!r} holds no atlas and no look was given, so that there is nothing to show; "
             "make an atlas there first."
@@ -73,7 +78,8 @@ def write(
     if convolution is not None:
         write_if_changed(out / "convolution.json", safe_json(convolution))
     index = None if atlas is None else write_index(out, atlas)
-    return _write_pages(pages.Contents(out, atlas, index, tuple(kept), measured, has_layers, asked))
+    known = pages.Contents(out, atlas, index, tuple(kept), measured, has_layers, has_changes, asked)
+    return _write_pages(known)
 
 
 def paced(out: str | Path, share: float = 0.05) -> Callable[[dict[str, Any]], None]:
@@ -117,7 +123,9 @@ def _render(
     page: pages.Page, shown: Sequence[pages.Page], context: dict[str, Any], contents: pages.Contents
 ) -> str:
     template = _environment().get_template(page.template)
-    return template.render(page=page, pages=shown, atlas=contents.atlas, index=contents.index, **context)
+    credits = pages.credits(contents)
+    known = {"atlas": contents.atlas, "index": contents.index, "credits": credits}
+    return template.render(page=page, pages=shown, **known, **context)
 
 
 @cache

@@ -156,6 +156,11 @@ def image_of(pixels: Tensor) -> bytes:
     return _png(Image.fromarray(values[0].numpy()))
 
 
+def data_uri(pixels: Tensor) -> str:
+    """A picture [channel, height, width] in [0, 1] as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(image_of(pixels)).decode()}"
+
+
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

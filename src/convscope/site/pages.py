@@ -21,6 +21,7 @@ class Contents:
         looks: One plain value for each photograph looked at.
         convolution: What `algorithms.survey` measured, or None.
         layers: Whether the folder holds what was measured of the layers.
+        changes: Whether it holds comparisons.
         answers: What `convscope ask` kept there, in the order of the questions.
     """
 
@@ -30,6 +31,7 @@ class Contents:
     looks: tuple[dict[str, Any], ...] = ()
     convolution: dict[str, Any] | None = None
     layers: bool = False
+    changes: bool = False
     answers: tuple[dict[str, Any], ...] = ()
 
 
@@ -76,6 +78,19 @@ def register(page: Page) -> Page:
     return page
 
 
+def credits(contents: Contents) -> list[dict[str, Any]]:
+    """Whom the pictures and the data behind the network are due to."""
+    if contents.atlas is None:
+        return []
+    found = list(contents.atlas.get("attributions") or [])
+    source = str(contents.atlas["net"]["source"]).removeprefix("rewrite of ").removeprefix("embedded:")
+    if source in ("fashion", "fashion-decoder"):
+        from convscope.data.fashion import credit  # lazy: it imports torch
+
+        found.append(credit())
+    return found
+
+
 def _overview(contents: Contents) -> dict[str, Any] | None:
     if contents.atlas is None:
         return None
@@ -91,6 +106,10 @@ def _filters(contents: Contents) -> dict[str, Any] | None:
 
 def _layers(contents: Contents) -> dict[str, Any] | None:
     return {} if contents.layers else None
+
+
+def _changes(contents: Contents) -> dict[str, Any] | None:
+    return {} if contents.changes else None
 
 
 def _answers(contents: Contents) -> dict[str, Any] | None:
@@ -129,6 +148,16 @@ register(Page("index", "Overview", "overview.html", _overview, ("overview.js",))
 register(Page("filters", "Filters", "filters.html", _filters, ("charts.js", "panel.js", "filters.js")))
 register(
     Page("layers", "Layers", "layers.html", _layers, ("flow.js", "roofline.js", "sights.js", "layers.js"))
+)
+register(
+    Page(
+        "changes",
+        "Changes",
+        "changes.html",
+        _changes,
+        ("front.js", "growth.js", "changes.js"),
+        ("changes.css",),
+    )
 )
 register(Page("answers", "Answers", "answers.html", _answers, (), ("answers.css",)))
 register(Page("look", "Look", "look.html", _look, ("look.js",)))

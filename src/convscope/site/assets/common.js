@@ -29,6 +29,15 @@
       if (Math.abs(value) >= limit) return String(+(value / limit).toPrecision(3)) + suffix;
     return String(value);
   };
+  C.seconds = function (value) {
+    if (value === null || value === undefined || !isFinite(value)) return "–";
+    for (const [scale, unit] of [[1, " s"], [1e3, " ms"], [1e6, " µs"]]) if (value * scale >= 1 || unit === " µs") return +(value * scale).toPrecision(3) + unit;
+  };
+  C.bytes = function (value) {
+    if (value === null || value === undefined) return "–";
+    for (const [limit, unit] of [[2 ** 30, " GiB"], [2 ** 20, " MiB"], [2 ** 10, " KiB"]]) if (value >= limit) return +(value / limit).toPrecision(3) + unit;
+    return value + " B";
+  };
   C.shape = (values) => (values && values.length ? values.join(" × ") : "–");
   C.plain = function (value) {
     if (value === null || value === undefined) return "–";
