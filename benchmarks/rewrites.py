@@ -22,6 +22,7 @@ import machine
 import rewrites_dense
 import rewrites_lowrank
 import rewrites_sizes
+import rewrites_speed
 
 PACKAGES = ("convscope", "torch", "torchvision", "timm", "numpy")
 
@@ -51,6 +52,7 @@ PARTS: dict[str, Callable[[Options, Callable[[str, Any], None]], None]] = {
     "lowrank": rewrites_lowrank.run,
     "dense": rewrites_dense.run,
     "finer": rewrites_dense.finer,
+    "speed": rewrites_speed.run,
     "sizes": rewrites_sizes.run,
 }
 

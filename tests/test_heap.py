@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -70,6 +72,16 @@ def test_threads_may_overlap() -> None:
     assert _heap._users == 0
 
 
+def test_a_hold_lasts_as_long_as_it_lives_and_so_does_a_copy() -> None:
+    hold = _heap.Hold()
+    copies = [copy.deepcopy(hold), pickle.loads(pickle.dumps(hold))]
+    assert _heap._users == 3
+    del hold
+    assert _heap._users == 2
+    del copies
+    assert _heap._users == 0
+
+
 def test_a_function_keeps_its_signature() -> None:
     @_heap.kept()
     def add(a: int, b: int = 2) -> int:
@@ -84,3 +96,7 @@ def test_where_there_is_no_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(_heap, "_glibc", lambda: None)
     with _heap.kept():
         assert _heap._users == 0
+    hold = _heap.Hold()
+    assert _heap._users == 0
+    del hold
+    assert _heap._users == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of malloc.h
 _KEPT = 1 << 30  # bytes: blocks up to this size, and so much free memory, stay with the process
 _USUAL = 32 << 20  # what malloc's own adjustment ends at; it trims at twice that
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a hold may end, collected, while another is entered
 _users = 0
 
 
@@ -44,23 +45,49 @@ def kept() -> Iterator[None]:
         >>> with kept():
         ...     x = [bytearray(1 << 20) for _ in range(4)]
     """
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+class Hold:
+    """As `kept`, for as long as the object lives; a copy holds by itself."""
+
+    def __init__(self) -> None:
+        self._end = weakref.finalize(self, _leave)
+        self._end.atexit = False
+        _enter()
+
+    def __deepcopy__(self, memo: Any) -> Hold:
+        return Hold()
+
+    def __reduce__(self) -> tuple[type[Hold], tuple[()]]:
+        return Hold, ()
+
+
+def _enter() -> None:
     global _users
     library = _glibc()
     if library is None:
-        yield
         return
     with _lock:
         _users += 1
         if _users == 1:
             _set(library, _KEPT, 2 * _KEPT - 1)  # the call takes an int
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                _set(library, _USUAL, 2 * _USUAL)
-                library.malloc_trim(0)
+
+
+def _leave() -> None:
+    global _users
+    library = _glibc()
+    if library is None:
+        return
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            _set(library, _USUAL, 2 * _USUAL)
+            library.malloc_trim(0)
 
 
 def _set(library: Any, mapped: int, trimmed: int) -> None:

@@ -5,6 +5,7 @@ from convscope import rewrite, rules
 made = rewrite(net, rules.KernelSize(5, where="features.*"))
 """
 
+from convscope.rewrites.algorithm import Algorithm
 from convscope.rewrites.base import Chain, Rule
 from convscope.rewrites.bottleneck import Bottleneck
 from convscope.rewrites.convolutionalize import Convolutionalize
@@ -19,6 +20,7 @@ from convscope.rewrites.untie import Tie, Untie
 from convscope.rewrites.upsample import Upsample
 
 __all__ = [
+    "Algorithm",
     "Bottleneck",
     "Chain",
     "Convolutionalize",

@@ -184,6 +184,23 @@ def test_every_algorithm_and_its_gradients(algorithm: str) -> None:
     assert f"algorithm={algorithm!r}" in repr(other) or algorithm == "direct"
 
 
+@pytest.mark.parametrize("algorithm", ["direct", "direct:packed", "im2col", "fft", "winograd"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "partial"])
+def test_activation_is_a_relu_behind_it(algorithm: str, mode: str) -> None:
+    layer = Conv2d(2, 3, 3, padding=1, padding_mode=mode, algorithm=algorithm, activation="relu")
+    plain = Conv2d(2, 3, 3, padding=1, padding_mode=mode)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 2, 7, 8)
+    wanted = plain(x).relu()
+    assert (wanted == 0).any()
+    torch.testing.assert_close(layer(x), wanted, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), wanted, atol=1e-4, rtol=1e-4)
+    layer(x).square().sum().backward()
+    wanted.square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad, atol=1e-3, rtol=1e-3)
+
+
 def test_prepared_weights_follow_the_weight() -> None:
     layer = Conv2d(2, 3, 3, padding="same", algorithm="winograd").eval()
     x = torch.randn(1, 2, 8, 8)
@@ -266,6 +283,8 @@ def test_wrong_arguments(arguments: tuple[object, ...], message: str) -> None:
 
 
 def test_wrong_algorithm_and_size() -> None:
+    with pytest.raises(RequestError, match="activation='gelu' is unknown; give 'relu' or None"):
+        Conv2d(1, 1, 3, activation="gelu")
     with pytest.raises(UnknownName, match="there is no algorithm 'winogrd'; did you mean 'winograd'"):
         Conv2d(1, 1, 3, algorithm="winogrd")
     with pytest.raises(RequestError, match=r"input_size=\(4, 2\) is \(4, 2\) when padded, smaller than"):
@@ -279,6 +298,7 @@ def test_what_it_prints() -> None:
         "Conv2d(1, 2, kernel_size=(3, 3), stride=(2, 2), padding=same, padding_mode=partial, "
         "algorithm='winograd:F(2,3)')"
     )
+    assert repr(Conv2d(1, 2, 3, activation="relu")).endswith("stride=(1, 1), activation='relu')")
     assert "padding=((0, 1), (2, 2))" in repr(Conv2d(1, 2, 3, padding=((0, 1), 2)))
 
 

@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 
 CASES: dict[str, list[Case]] = {
-    "algorithm": [Case("algorithm", classifier)],
+    "algorithm": [Case("algorithm:im2col", classifier), Case("algorithm:winograd:F(4,3)", classifier)],
     "bottleneck": [
         Case("bottleneck:3", classifier, True),
         Case("bottleneck:energy=0.8", classifier),

@@ -16,6 +16,7 @@ import torch
 
 from convscope import timing
 from convscope.algorithms.base import ALGORITHMS, Algorithm
+from convscope.algorithms.direct import PACKED
 from convscope.algorithms.problem import Problem
 
 Verdict = Literal["won", "slower", "pruned", "refused", "inexact", "failed"]
@@ -109,9 +110,15 @@ class Candidate:
         )
 
 
-def allowed(problem: Problem, max_error: float | None) -> tuple[list[Candidate], list[Tried]]:
+def allowed(
+    problem: Problem, max_error: float | None, use: str = "prepared"
+) -> tuple[list[Candidate], list[Tried]]:
     """Who could serve, in the order of the algorithms, and who is out from the start and why."""
     found, out = _ask(problem)
+    if use != "prepared":  # packing for one call takes longer than the call
+        packed = [each for each in found if each.name == full_name("direct", PACKED)]
+        found = [each for each in found if each not in packed]
+        out = [*(each.tried("pruned", "its weight would be packed for one call") for each in packed), *out]
     if max_error is None:
         return found, out
     exact = [each for each in found if each.expected <= max_error]

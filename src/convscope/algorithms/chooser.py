@@ -140,7 +140,7 @@ def choose(
         known = None if fresh else _recall(*asked)  # another thread may have measured it meanwhile
         if known is not None:
             return known
-        candidates, out = allowed(problem, max_error)
+        candidates, out = allowed(problem, max_error, use)
         began = time.perf_counter()
         with clean_room(asked[2], problem.device, use):
             result = race(problem, candidates, layout=layout, use=use, budget=budget)
@@ -183,7 +183,7 @@ def _recall(problem: Problem, layout: str, threads: int, use: Use, max_error: fl
     asked = (problem, layout, threads, use, max_error)
     if asked in _CHOSEN:
         return _CHOSEN[asked]
-    candidates, out = allowed(problem, max_error)
+    candidates, out = allowed(problem, max_error, use)
     if not candidates:
         raise _nobody(out, max_error)
     choice = _trivial(problem, layout, candidates, out)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from convscope import timing
 from convscope.algorithms.base import ALGORITHMS, Kernel
 from convscope.algorithms.candidates import Candidate, Tried, least_seconds, worthwhile
+from convscope.algorithms.direct import PACKED
 from convscope.algorithms.problem import Problem
 from convscope.errors import ConvscopeWarning
 
@@ -94,7 +95,8 @@ def race(
     direct = [each for each in candidates if each.algorithm == "direct"]
     others = [each for each in candidates if each.algorithm != "direct"]
     for candidate in direct:
-        field.enter(candidate, None)
+        checked = candidate.variant == PACKED and field.entered  # another operator than torch's convolution
+        field.enter(candidate, field.entered[0].run() if checked else None)
     if field.best < TRIVIAL_SECONDS:
         reason = "direct takes too little for the choice to matter"
         field.out += [each.tried("pruned", reason) for each in others]

@@ -132,7 +132,7 @@ def _proved(links: Links, layer: str, norm: str, value: int, order: Order, op: O
     if reason is not None:
         return reason
     same = type(part).__name__ == "Conv2dSame" and type(part).__module__.startswith("timm.")
-    known = type(part) in _KNOWN or same
+    known = (type(part) in _KNOWN or same) and getattr(part, "activation", None) is None
     ends = links.call(layer).outputs if order == "after" else links.call(layer).inputs
     if known and tuple(ends) == (value,):
         return Pair(layer, norm, order, known=True)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from convscope import algorithms
 from convscope.algorithms.base import algorithm as known_algorithm
+from convscope.errors import RequestError
 from convscope.nn.geometry import (
     MODES,
     Padding,
@@ -63,6 +64,7 @@ class Conv2d(nn.Conv2d):
             it; "auto" what is fastest for the shape on this machine; or a name. Other than with "direct",
             calls that want no gradient keep the transformed weight until it changes; after writing to
             `weight.data`, which nothing can see, `eval()` or `train()` drops it.
+        activation: "relu" sets negative outputs to 0, as part of the convolution where the algorithm can.
 
     Raises:
         RequestError: an argument is wrong; it is a ValueError, as torch raises.
@@ -96,6 +98,7 @@ class Conv2d(nn.Conv2d):
         dtype: torch.dtype | None = None,
         *,
         algorithm: str = "direct",
+        activation: str | None = None,
     ) -> None:
         check_channels(in_channels, out_channels, groups)
         kernel = whole_numbers(kernel_size, 2, "kernel_size")
@@ -105,6 +108,8 @@ class Conv2d(nn.Conv2d):
         check_mode(padding_mode, (*MODES, "partial"))
         if algorithm != "auto":
             known_algorithm(algorithm)
+        if activation not in (None, "relu"):
+            raise RequestError(f"activation={activation!r} is unknown; give 'relu' or None.")
         super().__init__(
             in_channels,
             out_channels,
@@ -121,6 +126,7 @@ class Conv2d(nn.Conv2d):
         self.padding = checked
         self.padding_mode = padding_mode
         self.algorithm = algorithm
+        self.activation = activation
         self._plans: dict[Sides, tuple[Tensor, Tensor | None, algorithms.Plan]] = {}
 
     def output_size(self, input_size: Size) -> tuple[int, ...]:
@@ -138,13 +144,14 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         sides = self.sides(input.shape[-2:])
-        if self.padding_mode == "zeros":
-            return self._convolve(input, weight, bias, sides)
-        if self.padding_mode != "partial":
-            return self._convolve(pad(input, sides, self.padding_mode), weight, bias, NO_SIDES)
-        y = self._convolve(input, weight, None, sides)  # [batch, out_channels, height', width']
-        ratio = self.coverage(input).to(y.dtype)
-        return y * ratio if bias is None else torch.addcmul(bias[:, None, None], y, ratio)
+        if self.padding_mode == "partial":
+            y = self._convolve(input, weight, None, sides, None)  # [batch, out_channels, height', width']
+            ratio = self.coverage(input).to(y.dtype)
+            y = y * ratio if bias is None else torch.addcmul(bias[:, None, None], y, ratio)
+            return y.relu_() if self.activation == "relu" else y
+        if self.padding_mode != "zeros":
+            input, sides = pad(input, sides, self.padding_mode), NO_SIDES
+        return self._convolve(input, weight, bias, sides, self.activation)
 
     def coverage(self, input: Tensor) -> Tensor:
         """What partial padding multiplies each position by: all taps over those on the image. [height', width']
@@ -162,27 +169,34 @@ class Conv2d(nn.Conv2d):
         taps = self.kernel_size[0] * self.kernel_size[1]
         return torch.where(seen > 0, taps / seen, 0.0)
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, sides: Sides) -> Tensor:
-        """With zeros added, by the algorithm asked for."""
+    def _convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, sides: Sides, activation: str | None
+    ) -> Tensor:
+        """With zeros added, by the algorithm asked for; then the activation."""
         if self.algorithm == "direct":
             if any(before != after for before, after in sides):
                 x, sides = pad(x, sides, "zeros"), NO_SIDES
             amounts = [before for before, _ in sides]
-            return functional.conv2d(x, weight, bias, self.stride, amounts, self.dilation, self.groups)
-        if self._keeps_plans(x, weight, bias):
-            return self._plan(weight, bias, sides)(x)
-        return algorithms.conv2d(
-            x, weight, bias, self.stride, sides, self.dilation, self.groups, algorithm=self.algorithm
-        )
+            y = functional.conv2d(x, weight, bias, self.stride, amounts, self.dilation, self.groups)
+        elif self._keeps_plans(x, weight, bias):
+            return self._plan(weight, bias, sides, activation)(x)
+        else:
+            y = algorithms.conv2d(
+                x, weight, bias, self.stride, sides, self.dilation, self.groups, algorithm=self.algorithm
+            )
+        return y.relu_() if activation == "relu" else y
 
     def _keeps_plans(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         """Not while compiling, not for weights that something else computes anew for each call."""
         if torch.compiler.is_compiling() or weight is not self._parameters.get("weight"):
             return False
-        wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
-        return not (wanted and torch.is_grad_enabled())
+        if not torch.is_grad_enabled():
+            return True
+        return not any(t is not None and t.requires_grad for t in (x, weight, bias))
 
-    def _plan(self, weight: Tensor, bias: Tensor | None, sides: Sides) -> algorithms.Plan:
+    def _plan(
+        self, weight: Tensor, bias: Tensor | None, sides: Sides, activation: str | None
+    ) -> algorithms.Plan:
         """The prepared convolution; a plan sees by itself when its weight changes in place."""
         kept = self._plans.get(sides)
         if kept is not None and kept[0] is weight and kept[1] is bias:
@@ -195,6 +209,7 @@ class Conv2d(nn.Conv2d):
             dilation=self.dilation,
             groups=self.groups,
             algorithm=self.algorithm,
+            activation=activation,
         )
         self._plans[sides] = (weight, bias, plan)
         return plan
@@ -205,9 +220,10 @@ class Conv2d(nn.Conv2d):
         return super().train(mode)
 
     def extra_repr(self) -> str:
-        """As torch's, with the algorithm where it is not torch's own."""
-        text = super().extra_repr()
-        return text if self.algorithm == "direct" else f"{text}, algorithm={self.algorithm!r}"
+        """As torch's, with the algorithm where it is not torch's own, and the activation."""
+        algorithm = "" if self.algorithm == "direct" else f", algorithm={self.algorithm!r}"
+        activation = "" if self.activation is None else f", activation={self.activation!r}"
+        return super().extra_repr() + algorithm + activation
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}}  # a copy prepares its own

@@ -59,6 +59,8 @@ class Convolution:
         )
         if not (plain or is_same):
             raise Refused(f"it is a {type(module).__name__}, whose forward pass may do more than convolve")
+        if getattr(module, "activation", None) is not None:
+            raise Refused("an activation is part of it")
         kernel, stride = _pair(module.kernel_size), _pair(module.stride)
         dilation = _pair(module.dilation)
         padding: Any = "same" if is_same else module.padding
@@ -110,11 +112,17 @@ class Convolution:
         """The same with other numbers."""
         return replace(self, **changes)
 
-    def module(self) -> nn.Conv2d:
-        """The module that computes it, in float64 on the device it was read from."""
+    def module(self, algorithm: str = "direct", activation: str | None = None) -> nn.Conv2d:
+        """The module that computes it, in float64 on the device it was read from.
+
+        Args:
+            algorithm, activation: as `convscope.nn.Conv2d` takes them.
+        """
         symmetric = not isinstance(self.padding, str) and all(a == b for a, b in self.padding)
         torch_knows = symmetric and self.mode != "partial"
-        kind: Any = nn.Conv2d if torch_knows else layers.Conv2d
+        more: dict[str, Any] = {"algorithm": algorithm, "activation": activation}
+        plain = torch_knows and more == {"algorithm": "direct", "activation": None}
+        kind: Any = nn.Conv2d if plain else layers.Conv2d
         padding: Any = self.padding
         if torch_knows:
             assert not isinstance(self.padding, str)
@@ -130,6 +138,7 @@ class Convolution:
             padding_mode=self.mode,
             device=self.device,
             dtype=torch.float64,
+            **({} if plain else more),
         )
         with torch.no_grad():
             made.weight.copy_(self.weight)
