@@ -208,7 +208,9 @@ def overview() -> int:
     say(
         "  [cyan]rewrite[/]     another kernel, padding, pool, ..., with proof; [cyan]compare[/] two networks side by side"
     )
-    say("  [cyan]bench conv[/]  FFT or Winograd, when: the convolution algorithms on this machine")
+    say(
+        "  [cyan]ask[/]         what designers ask, answered by measuring; [cyan]bench conv[/] FFT or Winograd, here"
+    )
     say("Try next [dim](each takes --help; --list-layers names the layers of a model)[/]:")
     say("  [green]convscope report --open[/]                       the embedded ImageNet network")
     say("  [green]convscope visualize blocks.4.2 --channels 0:8[/] eight of its filters as PNG files")
@@ -222,6 +224,7 @@ def report(
     /,
     *,
     out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("report"),
+    answers: Annotated[Flag, Parameter(group=_WORK)] = False,
     open: OutFlag = False,
     work: AtlasOptions = _ATLAS_DEFAULT,
     loading: ModelOptions = _MODEL_DEFAULT,
@@ -235,11 +238,13 @@ def report(
     Args:
         model: The network; the embedded EfficientNet-Lite0 by default.
         out: The folder to write.
+        answers: Also ask every question that convscope ask knows, for a page of answers.
         open: Open the first page in the browser.
     """
     net = _load(model, loading, output)
     with _progress(_kept(out)) as progress:
-        made = convscope.report(net, out, open=open, progress=progress, **_atlas_settings(work, loading))
+        settings = _atlas_settings(work, loading) | {"open": open, "answers": answers}
+        made = convscope.report(net, out, progress=progress, **settings)
     return _tell_atlas(made.atlas, made.to_dict(), str(made.page), output, _next_look(model))
 
 

@@ -18,6 +18,7 @@ from convscope import site
 from convscope._changes import ChangesPage, written
 from convscope._layers import LayersPage
 from convscope.algorithms.survey import Survey, machine, measure_all
+from convscope.answers.ask import ask
 from convscope.data import Images
 from convscope.features.atlas import Atlas
 from convscope.features.atlas import atlas as draw_atlas
@@ -64,6 +65,7 @@ def report(
     photo: str | None = "auto",
     measures: bool = True,
     changes: bool = True,
+    answers: bool = False,
     open: bool = False,
     progress: Progress | None = None,
     **settings: Any,
@@ -83,6 +85,7 @@ def report(
         measures: whether to measure the layers, for a page of their own: what each costs and sees, how long it
             takes here, what padding and shifts do to it.
         changes: whether to try a few rewrites, for a page that shows what each costs and keeps.
+        answers: whether to ask every question about the design of CNNs, quickly, for a page of their own: a minute or two.
         open: open the first page in the browser as soon as it stands.
         progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
         **settings: see `atlas`.
@@ -139,6 +142,11 @@ def report(
             page.finish([layer["name"] for layer in made.content["layers"]], _teller(made, progress))
         if changes:
             tried.finish(_teller(made, progress))
+    if answers:
+        tell = _teller(made, progress)
+        asked = {name: settings[name] for name in ("fresh", "seed") if name in settings}
+        ask("all", net, data, quick=True, out=folder, progress=lambda event: tell(event["layer"]), **asked)
+        first = site.write(folder)
     return Report(first, made)
 
 
