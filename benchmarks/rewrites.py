@@ -20,6 +20,7 @@ import torch
 
 import machine
 import rewrites_dense
+import rewrites_imagenet
 import rewrites_lowrank
 import rewrites_sizes
 import rewrites_speed
@@ -54,6 +55,7 @@ PARTS: dict[str, Callable[[Options, Callable[[str, Any], None]], None]] = {
     "finer": rewrites_dense.finer,
     "speed": rewrites_speed.run,
     "sizes": rewrites_sizes.run,
+    "imagenet": rewrites_imagenet.run,
 }
 
 
