@@ -16,8 +16,8 @@ from convscope import _changes, tour
 from convscope._changes import ChangesPage, Trial, trials
 from convscope.models import Net
 from convscope.rewrites import compare as compare_module
+from convscope.rewrites.base import VerificationError
 from convscope.rewrites.compare import compare
-from convscope.rewrites.verify import VerificationError
 
 SMALL: dict[str, Any] = {
     "layers": ["fc"],

@@ -59,11 +59,11 @@ class Trial:
 
 FEW = (Trial("fold_batch_norm"), Trial("padding:replicate"))
 MORE = (
-    Trial("padding:reflect"),
+    Trial("padding:reflect", pictures=False),
     Trial("pool:blur"),
-    Trial("separable:budget=macs:0.5", fitted=True),
-    Trial("bottleneck:budget=macs:0.8,where=macs > 1 %", fitted=True),
-    Trial("bottleneck:budget=macs:0.6,where=macs > 1 %", fitted=True),
+    Trial("separable:budget=macs:0.5", fitted=True, pictures=False),
+    Trial("bottleneck:budget=macs:0.9,where=macs > 1 %", fitted=True),
+    Trial("bottleneck:budget=macs:0.7,where=macs > 1 %", fitted=True, pictures=False),
 )
 
 
@@ -246,7 +246,8 @@ def value_of(found: Comparison | Comparisons, folder: str) -> tuple[dict[str, An
         folder: where the pictures go, relative to the report.
     """
     many = found.comparisons if isinstance(found, Comparisons) else (found,)
-    entries, files = [], {}
+    entries: list[Any] = []
+    files: dict[str, bytes] = {}
     for number, each in enumerate(many):
         title = str(each.b["name"]) if each.origin is None else each.origin.rule
         value, pictures = entry(each, title, f"{number:02d}", folder)
