@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 TABLE = Path(__file__).parents[1] / "docs" / "sweep-rewrites.md"
 MARKS = {"exact": "E", "exact-interior": "I", "approximate": "A"}
 INTRODUCTION = """\
-Made by `make sweep` (`tests/sweep_rewrites.py`): every rule on the smallest model of each timm module up to 32 million
-parameters, and on one of each torchvision family. Weights are random, inputs as small as the model takes.
+Made by `make sweep` (`tests/sweep_rewrites.py`): every rule on models that are each the smallest of their timm module, and on
+one of each torchvision family. Weights are random, inputs as small as the model takes.
 
 Every rewrite is verified by convscope itself, and then looked at by an oracle (`tests/rewrite_oracle.py`) that trusts none
 of it: nothing differs but what an edit names; each layer and its replacement differ, on other noise, by what the edit says;
