@@ -3,22 +3,16 @@
 Everything that is compared is timed in one process, in turn, on the same images and number of threads, with its
 weights prepared beforehand. The rewritten network lets the process keep freed memory, which helps whoever runs beside it
 too: torch is also timed before the rewrite, alone.
-
-    python benchmarks/rewrites.py --parts speed --out benchmarks/results/rewrites-speed-cpu.json
-    python benchmarks/rewrites_speed.py docs/rules/algorithm.md          # writes the record into the page; runs nothing
 """
 
 from __future__ import annotations
 
 import copy
 import io
-import json
 import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,9 +34,6 @@ WANTED = {"vgg16": 1.9, "resnet50": 1.3, "inception_v3": 1.0}  # times as fast a
 OURS = "convscope"
 SECONDS = 20.0  # spent on the timed rounds of a row
 PEERS = ("onnx", "onnxruntime", "openvino")
-RECORD = Path(__file__).parent / "results" / "rewrites-speed-cpu.json"
-BEGIN, END = "<!-- made by benchmarks/rewrites_speed.py -->", "<!-- end of the table -->"
-TITLES = {"vgg16": "VGG-16", "resnet50": "ResNet-50", "inception_v3": "Inception-v3"}
 
 
 def run(options: Options, keep: Callable[[str, Any], None]) -> None:
@@ -141,70 +132,3 @@ def say(key: str, found: dict[str, Any]) -> None:
     ratios = ", ".join(f"{each['median']:.2f}x {name}" for name, each in found["times as fast as"].items())
     took = found["times"][OURS]["median"]
     print(f"  {key:24} {took:8.2f} ms  {ratios}  reached: {found['reached']}", file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------- the page
-
-
-def page(rows: Mapping[str, Any]) -> str:
-    """The record as Markdown."""
-    first = next(iter(rows.values()))
-    others = list(first["times as fast as"])
-    header = ["network", "images", OURS, *others, "largest error"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    lines += [
-        _cells(f"{name}, batch {batch}", rows, others)
-        for name in NETWORKS
-        for batch in BATCHES
-        if f"{name}, batch {batch}" in rows
-    ]
-    facts = first["machine"]
-    versions = facts["versions"] | first["peers"]
-    told = (
-        f"Milliseconds a call, and in brackets how many times as fast {OURS} is, timed in turn: "
-        f"{facts['cpu']['model']}, {facts['threads']} threads, torch {versions['torch']}, onnxruntime {versions['onnxruntime']}, "
-        f"OpenVINO {versions['openvino']}. *largest error*: against float64, relative to the largest output; torch's in brackets."
-    )
-    return "\n".join([told, "", *("| " + " | ".join(line) + " |" for line in lines), "", *_forms(rows)])
-
-
-def _cells(key: str, rows: Mapping[str, Any], others: list[str]) -> list[str]:
-    row = rows[key]
-    name, _, batch = key.partition(", batch ")
-    ours = f"**{row['times'][OURS]['median']:.3g}**"
-    theirs = [
-        f"{row['times'][each]['median']:.3g} ({row['times as fast as'][each]['median']:.2f}×)"
-        for each in others
-    ]
-    errors = [f"{row['errors'][each]:.0e}".replace("e-0", "e-") for each in (OURS, "torch")]
-    return [TITLES[name], batch, ours, *theirs, f"{errors[0]} ({errors[1]})"]
-
-
-def _forms(rows: Mapping[str, Any]) -> list[str]:
-    """How many layers took which algorithm."""
-    found = []
-    for key, row in rows.items():
-        taken = Counter(each["algorithm"] for layer, each in row["layers"].items() if layer)
-        name, _, batch = key.partition(", batch ")
-        listed = ", ".join(f"{count} {form}" for form, count in taken.most_common())
-        found.append(f"- {TITLES[name]}, {batch} at a time: {listed}.")
-    return ["Taken, layers each:", "", *found]
-
-
-def main() -> None:
-    """Writes the record into a page, between the marks."""
-    path = Path(sys.argv[1])
-    text = path.read_text(encoding="utf-8")
-    before, mark, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise SystemExit(f"{path} has no place for the table: {BEGIN} and {END}")
-    rows = json.loads(RECORD.read_text(encoding="utf-8"))["speed"]
-    ordered = {
-        key: rows[key] for name in NETWORKS for batch in BATCHES if (key := f"{name}, batch {batch}") in rows
-    }
-    path.write_text(f"{before}{BEGIN}\n\n{page(ordered)}\n\n{END}{after}", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

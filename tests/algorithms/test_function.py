@@ -302,7 +302,7 @@ def test_our_own_mistakes_are_named() -> None:
     with pytest.raises(UnknownName, match="there is no algorithm 'winogard'; did you mean 'winograd'?"):
         conv2d(x, weight, algorithm="winogard")
     with pytest.raises(
-        RequestError, match="direct has the variants contiguous, channels_last here, not 'nchw'"
+        RequestError, match="direct has the variants contiguous, channels_last, packed here, not 'nchw'"
     ):
         conv2d(x, weight, algorithm="direct:nchw")
     with pytest.raises(RequestError, match=r"'large' is not of the form F\(m,r\)"):
