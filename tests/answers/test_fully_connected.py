@@ -17,7 +17,7 @@ from convscope.answers.verdicts import fully_connected as told
 
 @pytest.fixture(scope="module")
 def fashion() -> Answer:
-    return convscope.ask("fully-connected", quick=True)
+    return convscope.ask("fully-connected", quick=True, studies="nowhere")
 
 
 def test_the_equality_is_algebra(fashion: Answer) -> None:

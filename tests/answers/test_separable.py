@@ -50,7 +50,7 @@ def ask(module: nn.Module, size: str) -> Answer:
 
 
 def test_counts_are_the_formula(quick: None) -> None:
-    answer = convscope.ask("separable", convscope.load("fashion"), quick=True)
+    answer = convscope.ask("separable", convscope.load("fashion"), quick=True, studies="nowhere")
     rows = {row[0]: row for row in answer.tables[1].rows}
     for name, part in convscope.load("fashion").module.named_modules():
         if isinstance(part, nn.Conv2d):

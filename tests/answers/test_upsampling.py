@@ -18,7 +18,7 @@ from convscope.answers.verdicts import upsampling as told
 
 @pytest.fixture(scope="module")
 def answer() -> Answer:
-    return convscope.ask("upsampling", quick=True)
+    return convscope.ask("upsampling", quick=True, studies="nowhere")
 
 
 def test_verdicts_of_the_embedded_decoder(answer: Answer) -> None:
