@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--only", default="", help="only models whose name holds this")
     parser.add_argument("--cases", default="", help="only rules whose text holds this")
+    parser.add_argument("--write", action="store_true", help="write the page of the models done by now")
     parser.add_argument(
         "--again", action="store_true", help="also those that the file holds, if they went wrong"
     )
