@@ -126,6 +126,7 @@ def test_one_network(visit: Opener, page_of: Path) -> None:
     padding = page.locator("#c1")
     assert padding.locator(".badge").first.inner_text() == "exact-interior"
     assert "3 layers changed, 5 left as they are" in padding.locator(".sub").inner_text()
+    assert page.evaluate("getComputedStyle(document.querySelector('.bars i')).position") == "static"
     assert padding.locator(".pairs img").count() == 4
     assert padding.locator(".pairs img").first.get_attribute("alt") == "block3.conv channel 0, before"
     answers = padding.locator(".answers").inner_text()

@@ -84,7 +84,7 @@ def telling(found: Found, tolerance: float) -> dict[str, list[int]]:
 
     Two layers that changed most, some way apart, and the last one that gives a map. A layer counts as changed as far as the
     layer behind it is too: a batch norm that was folded away changes its convolution only. Where nothing changed beyond
-    `tolerance`, three layers spread over the network, whose pictures then show that.
+    `tolerance`, three equal layers spread over the network, whose pictures then show that.
 
     Example:
         >>> import torch
@@ -106,7 +106,8 @@ def telling(found: Found, tolerance: float) -> dict[str, list[int]]:
             if len(places) < 2 and score[place] > tolerance and all(abs(place - p) >= gap for p in places):
                 places.append(place)
     else:
-        places = [last // 4, last // 2]
+        calm = [place for place in range(last) if rows[place].rms <= tolerance] or [last]
+        places = [calm[len(calm) // 4], calm[len(calm) // 2]]
     layers = [rows[place].layer for place in sorted({*places, last})]
     return {
         layer: found.active[layer].topk(min(EACH, len(found.active[layer]))).indices.tolist()

@@ -127,7 +127,7 @@
   }
   function costs(found) {
     const rows = found.figures.filter((one) => one.key !== "accuracy").map(function (one) {
-      const a = plain(one.a), b = plain(one.b), most = Math.max(a, b), bars = one.ratio !== null && one.ratio !== undefined && most > 0 ? [[a, "a"], [b, "b"]].map(function ([value, side]) { const bar = h("i", { class: "bar " + side }); bar.style.width = (100 * value) / most + "%"; return bar; }) : "";
+      const a = plain(one.a), b = plain(one.b), most = Math.max(a, b), bars = one.ratio !== null && one.ratio !== undefined && most > 0 ? [[a, "a"], [b, "b"]].map(function ([value, side]) { const bar = h("i", { class: "size " + side }); bar.style.width = (100 * value) / most + "%"; return bar; }) : "";
       const told = typeof one.ratio === "object" && one.ratio ? one.ratio.low.toFixed(2) + " to " + one.ratio.high.toFixed(2) : "";
       return h("tr", {}, h("th", { scope: "row" }, one.name[0].toUpperCase() + one.name.slice(1), h("span", { class: "bars", "aria-hidden": "true" }, bars)), h("td", {}, SHOW[one.unit](one.a)), h("td", {}, SHOW[one.unit](one.b)), h("td", {}, change(one), told ? h("small", {}, told) : ""));
     });
