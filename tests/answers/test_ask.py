@@ -18,7 +18,7 @@ from convscope.answers import asked as asking
 from convscope.answers.base import Draft, found
 from convscope.answers.claims import claims_of
 from convscope.answers.questions import QUESTIONS, Question, find
-from convscope.errors import RequestError, UnknownName
+from convscope.errors import ModelError, RequestError, UnknownName
 
 
 class Fake:
@@ -204,3 +204,18 @@ def test_all_questions_of_a_network_without_convolutions(
     assert not (tmp_path / "none/answers.html").exists()
     code, out, err = run(*words, "--json")
     assert sorted(json.loads(out)["refused"]) == ["padding", "pooling"]
+
+
+@pytest.mark.parametrize("kind", [RequestError, ModelError])
+def test_what_one_question_cannot_take_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def refuse(asked: asking.Asked) -> Draft:
+        raise kind("it gives a map.")
+
+    few = {name: question for name, question in QUESTIONS.items() if name in ("padding", "pooling")}
+    monkeypatch.setattr(verb, "QUESTIONS", few)
+    monkeypatch.setattr(Question, "answer", property(lambda self: refuse))
+    assert convscope.ask("all").refused == dict.fromkeys(few, "it gives a map.")
+    with pytest.raises(kind, match="it gives a map"):
+        convscope.ask("padding")

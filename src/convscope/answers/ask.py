@@ -21,7 +21,7 @@ from convscope.answers.base import Answer, Draft, fill
 from convscope.answers.claims import claims_of
 from convscope.answers.drawing import ledger, png
 from convscope.answers.questions import QUESTIONS, Question, find
-from convscope.errors import BadInput
+from convscope.errors import ModelError, RequestError
 from convscope.measures.figures import Sheet, to_html, to_rich, to_text
 from convscope.models import InputLike, Net, as_net, preserved
 from convscope.store import Store
@@ -218,7 +218,7 @@ def ask(
             )
             try:
                 answers[one.name] = _answered(asked, data, out, store, meter)
-            except BadInput as error:
+            except (RequestError, ModelError) as error:
                 if question != "all":
                     raise
                 refused[one.name] = str(error)
