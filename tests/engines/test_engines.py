@@ -91,9 +91,26 @@ def test_what_on_result_raises_ends_the_run() -> None:
 def test_no_worker_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(
-        EngineError, match="a worker process ended before it was ready: its worker process ended"
+        EngineError, match="a worker process ended 3 times before it was ready: its worker process ended"
     ):
         outcomes(engines.Processes(2), {"a": ("return", 1)})
+
+
+def test_a_worker_killed_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from convscope.engines import process
+
+    born = process._Worker.__init__
+    lives: list[int] = []
+
+    def frail(self: process._Worker, threads: int) -> None:
+        born(self, threads)
+        lives.append(self.process.pid)
+        if len(lives) < 3:
+            self.kill()
+
+    monkeypatch.setattr(process._Worker, "__init__", frail)
+    assert outcomes(engines.Processes(1), {"a": ("return", 1)})["a"].value == 1
+    assert len(lives) == 3
 
 
 def test_an_unknown_function_is_refused_for_each_task() -> None:

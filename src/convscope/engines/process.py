@@ -21,6 +21,7 @@ from typing import IO, Any
 from convscope.engines.base import RETRIES, OnResult, OnRetry, Reply, Task, checked, settle
 from convscope.errors import EngineError, RequestError
 
+STARTS = 3  # times that a worker may end before it is ready, as one that is killed does
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -150,18 +151,21 @@ class _Crew:
 
     def _hire(self, place: int) -> _Worker | None:
         """A worker that said it is ready; None when the crew is being stopped."""
-        with self.guard:
-            if self.stopping:
-                return None
-            worker = self.workers[place] = _Worker(self.threads)
-        if worker.ready() or self.stopping:
-            return worker
-        reason = worker.death()
-        worker.close()
-        raise EngineError(
-            f"a worker process ended before it was ready: {reason}; check that "
-            f"{sys.executable!r} can import convscope, and that memory is left."
-        )
+        for attempt in range(STARTS):
+            with self.guard:
+                if self.stopping:
+                    return None
+                worker = self.workers[place] = _Worker(self.threads)
+            if worker.ready() or self.stopping:
+                return worker
+            reason = worker.death()
+            worker.close()
+            if attempt + 1 == STARTS:
+                raise EngineError(
+                    f"a worker process ended {STARTS} times before it was ready: {reason}; check that "
+                    f"{sys.executable!r} can import convscope, and that memory is left."
+                )
+        return None
 
 
 class _Worker:
