@@ -21,16 +21,21 @@ from torch import Tensor, nn
 import contestants
 import machine
 from contestants import LAST, Run
-from convscope import rewrite, rules, timing
+from convscope import load, rewrite, rules, timing
 from convscope._torchvision import torchvision
 from convscope.models import InputSpec
 
 if TYPE_CHECKING:
     from rewrites import Options
 
-NETWORKS = {"vgg16": 224, "resnet50": 224, "inception_v3": 299}
+NETWORKS = {"vgg16": 224, "resnet50": 224, "inception_v3": 299, "efficientnet_lite0": 224}
 BATCHES = (1, 8)
-WANTED = {"vgg16": 1.9, "resnet50": 1.3, "inception_v3": 1.0}  # times as fast as eager torch
+WANTED = {
+    "vgg16": 1.9,
+    "resnet50": 1.3,
+    "inception_v3": 1.0,
+    "efficientnet_lite0": 1.0,
+}  # times as fast as eager torch
 OURS = "convscope"
 SECONDS = 20.0  # spent on the timed rounds of a row
 PEERS = ("onnx", "onnxruntime", "openvino")
@@ -50,7 +55,9 @@ def run(options: Options, keep: Callable[[str, Any], None]) -> None:
 
 
 def network(name: str) -> nn.Module:
-    """Of torchvision, random weights, norms that do something."""
+    """Of torchvision, random weights, norms that do something; or the embedded one."""
+    if name == "efficientnet_lite0":
+        return load().copy()
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

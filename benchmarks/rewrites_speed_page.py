@@ -18,7 +18,12 @@ Rows = Mapping[str, Any]
 RECORD = Path(__file__).parent / "results" / "rewrites-speed-cpu.json"
 BEGIN, END = "<!-- made by benchmarks/rewrites_speed_page.py -->", "<!-- end of the table -->"
 OURS = "convscope"
-NETWORKS = {"vgg16": "VGG-16", "resnet50": "ResNet-50", "inception_v3": "Inception-v3"}
+NETWORKS = {
+    "vgg16": "VGG-16",
+    "resnet50": "ResNet-50",
+    "inception_v3": "Inception-v3",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
 COLOURS = ("#d4570a", "#afb8c1", "#8c959f", "#0969da", "#1a7f37", "#8250df")  # ours first
 SAYS = (
     "How many times as fast as torch three networks run, one image and eight at a time: convscope and others"
@@ -57,7 +62,7 @@ def section(rows: Rows) -> str:
     told = (
         f"Milliseconds a call, in brackets how many times as fast {OURS} is, all timed in turn: {facts['cpu']['model']}, "
         f"{facts['threads']} threads, torch {versions['torch']}, onnxruntime {versions['onnxruntime']}, "
-        f"OpenVINO {versions['openvino']}, random weights. *largest error*: against float64, relative to the largest output; "
+        f"OpenVINO {versions['openvino']}. *largest error*: against float64, relative to the largest output; "
         "torch's in brackets."
     )
     return "\n".join([told, "", *("| " + " | ".join(line) + " |" for line in lines), "", *_forms(rows)])

@@ -62,16 +62,23 @@ class Options:
         return Entry(self.layers, forms, self.key)
 
     def chosen(self, times: Mapping[str, timing.Timing], batch: int) -> Chosen | str:
-        """The fastest form, or why the layer stays as it is."""
+        """The fastest form, or why the layer stays as it is.
+
+        A layer that lays out the first map with channels last may be slower than before: whether that pays, the network as
+        a whole tells.
+        """
         form = fastest(times, self.usual, self.errors)
         before, after = times[BEFORE], times[form]
         alone = form in (PLAIN, plain(self.layout))
-        if before.over(after).high < 1 or (alone and self._is_laid):
+        slower = before.over(after).high < 1
+        if (alone and self._is_laid) or (slower and self.layout == "contiguous"):
             others = [f"{name}: {before.over(times[name])} as fast" for name in self.forms if name != PLAIN]
             return f"nothing beat torch's own beyond noise, {'; '.join(others)}"
         notes = [f"{before.over(after)} as fast as before, {after.conditions}, batch {batch}"]
+        if slower:
+            notes.append("slower by itself, for the sake of the layers behind it")
         if alone:
-            notes.append("only its weight is laid out anew, for the sake of the layers behind it")
+            notes.append("only its weight is laid out anew")
         elif form != self.usual:
             notes.append(f"{form} is {times[self.usual].over(after)} as fast as {self.usual}")
         layers = self.layers[:1] if alone else self.layers
