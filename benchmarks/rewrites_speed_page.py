@@ -26,7 +26,7 @@ NETWORKS = {
 }
 COLOURS = ("#d4570a", "#afb8c1", "#8c959f", "#0969da", "#1a7f37", "#8250df")  # ours first
 SAYS = (
-    "How many times as fast as torch three networks run, one image and eight at a time: convscope and others"
+    "How many times as fast as torch four networks run, one image and eight at a time: convscope and others"
 )
 
 
