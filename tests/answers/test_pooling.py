@@ -116,5 +116,29 @@ def test_a_study_settles_what_training_can(tmp_path: Path) -> None:
     (tmp_path / "pool.json").write_text(json.dumps(StudyResult(design, {}, {}, variants).content()))
     asked: Any = SimpleNamespace(studies=tmp_path)
     assert told._better(asked).verdict is Verdict.NOT
+    assert (
+        told._overfitting(asked).verdict_text == "inconclusive: no study recorded yet"
+    )  # none without pooling
     kinds = {"net": "n", "images": 4, "rows": [{"kind": "as it is", "params": 1}]}
     assert told._strided(asked, kinds).verdict is Verdict.HOLDS
+
+
+@pytest.mark.parametrize(("train", "verdict"), [(0.99, Verdict.HOLDS), (0.70, Verdict.NOT)])
+def test_overfitting_is_the_gap_from_training_to_test(tmp_path: Path, train: float, verdict: Verdict) -> None:
+    from convscope.studies.design import Design
+    from convscope.studies.results import Run, StudyResult, VariantResult
+
+    scores = {
+        "max": (0.90, 0.80),
+        "none": (train, 0.70),
+    }  # without pooling: worse in both, more or less of a gap
+    design = Design("convscope.studies.networks:small_cnn", {"pooling": list(scores)}, seeds=3)
+    variants = tuple(
+        VariantResult({"pooling": kind}, kind, None, tuple(
+            Run(v, k, f"{v}{k}", {"train": a + 0.001 * k * v, "test": b}) for k in range(3)
+        ))
+        for v, (kind, (a, b)) in enumerate(scores.items())
+    )  # fmt: skip
+    (tmp_path / "pool.json").write_text(json.dumps(StudyResult(design, {}, {}, variants).content()))
+    asked: Any = SimpleNamespace(studies=tmp_path)
+    assert told._overfitting(asked).verdict is verdict

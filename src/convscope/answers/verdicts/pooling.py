@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from convscope.answers.asked import Asked
-from convscope.answers.base import Chart, Finding, Picture, Verdict, fill, found
+from convscope.answers.base import Chart, Finding, Picture, Verdict, fill, found, unstudied
+from convscope.answers.contrasts import by_interval, interval, studied
 from convscope.answers.drawing import beside, grey
 from convscope.answers.evidence import trained
 from convscope.answers.layers import sizes
@@ -29,13 +30,7 @@ def findings(
     return [
         _invariant(moved),
         _reduces(cost),
-        trained(
-            asked,
-            "K3",
-            "a study of max pooling against none",
-            first={"pooling": "max"},
-            second={"pooling": "none"},
-        ),
+        _overfitting(asked),
         _parameters(cost),
         _robust(moved),
         _sharpest(maps),
@@ -90,6 +85,25 @@ def _reduces(cost: dict[str, Any]) -> Finding:
     test = "multiply-accumulates of the convolutions of {net} with its {pools} poolings and without them, counted on shapes"
     say = "Without them {last} has a map of {after} in place of {before}, and the convolutions do {ratio:x} the {with} MACs."
     return found("K2", told["ratio"] > 1, test, say, **told)
+
+
+def _overfitting(asked: Asked) -> Finding:
+    """K3: how much is lost from training to test, with max pooling and without any."""
+    test = "a study of max pooling against none: accuracy lost from the training images to the test images"
+    known = studied(asked, {"max": {"pooling": "max"}, "none": {"pooling": "none"}})
+    weights = {("none", "train"): 1.0, ("none", "test"): -1.0, ("max", "train"): -1.0, ("max", "test"): 1.0}
+    less = None if known is None else known.score(weights)
+    if known is None or less is None:
+        return unstudied("K3", test)
+    gaps = {
+        name: 100 * ((known.mean(name, "train") or 0) - (known.mean(name) or 0)) for name in ("max", "none")
+    }
+    told: dict[str, Any] = {"study": known.study, "max": gaps["max"], "none": gaps["none"], **interval(less)}
+    say = (
+        "In the study {study}, {none:.2f} points were lost without pooling and {max:.2f} with it: {points:+.2f} points less "
+        "({low:+.2f} to {high:+.2f}) over {seeds} seeds."
+    )
+    return by_interval("K3", test, say, less, told)
 
 
 def _parameters(cost: dict[str, Any]) -> Finding:
