@@ -79,7 +79,7 @@ def times(before: float, after: float) -> str:
     """
     if before == after:
         return "same"
-    return "×\u00a0" + (f"{after / before:.3g}" if after / before >= 10 else f"{after / before:#.3g}")
+    return "× " + (f"{after / before:.3g}" if after / before >= 10 else f"{after / before:#.3g}")
 
 
 def scored(row: Record, key: str) -> str:
