@@ -29,6 +29,7 @@ import torch
 from hypothesis.configuration import set_hypothesis_home_dir
 from torch import nn
 
+import convscope
 from convscope.models import InputSpec, Net
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,8 @@ VERBS = (
     "convscope.features.visualize:visualize",
     "convscope.features.atlas:atlas",
     "convscope.features.look:look",
+    "convscope.studies.finetune:finetune",
+    "convscope.answers.ask:ask",
     "convscope.tour:look",
     "convscope.tour:report",
 )
@@ -163,6 +166,8 @@ def _wrap_verbs() -> None:
 
 
 _wrap_verbs()
+for public in convscope.__all__:  # kept on first use, which must not be in a test that puts something in their place
+    getattr(convscope, public)
 
 
 # ---------------------------------------------------------------- every test

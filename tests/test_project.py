@@ -29,7 +29,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # from top to bottom; a module imports only what stands below it, or beside it under the same name
 HOUSE = (
-    *("cli", "tour", "site", "rewrites", "features", "measures", "graph"),
+    *("cli", "tour", "site", "answers", "studies", "rewrites", "features", "measures", "engines", "graph"),
     *("nn", "algorithms", "data", "models", "store", "timing", "errors"),
 )
 SAME_ROOM = {
@@ -37,7 +37,8 @@ SAME_ROOM = {
     "rules": "rewrites",
     **dict.fromkeys(("_sources", "_weights", "_torchvision"), "models"),
     "_heap": "timing",
-    "_layers": "tour",
+    **dict.fromkeys(("_layers", "_changes"), "tour"),
+    "commands": "cli",
 }
 
 

@@ -274,7 +274,7 @@ def atlas(
     """
     net = _load(model, loading, output)
     with _progress(_kept(out)) as progress:
-        spread = {"engine": engine, "workers": workers, "address": address}
+        spread: dict[str, Any] = {"engine": engine, "workers": workers, "address": address}
         made = convscope.atlas(net, out, progress=progress, **spread, **_atlas_settings(work, loading))
     return _tell_atlas(made, made.to_dict(), str(made.manifest), output, _next_report(out))
 

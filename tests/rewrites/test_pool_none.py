@@ -158,7 +158,7 @@ class Tokens(nn.Module):
         (nn.MaxPool2d(3, 1, 1), "it has no stride to take away"),
         (nn.AdaptiveAvgPool2d(1), "it pools the whole map, and has no stride to take away"),
         (Beside(), "cat in '0' joins its map with one that keeps its positions"),
-        (nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 2)), "addmm in '0.2' needs a map of this size; make the head"),
+        (nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 2)), "addmm in '0.2' needs a map of this size"),
         (nn.Sequential(nn.MaxPool2d(2), nn.Upsample(scale_factor=2)), "mixes positions outside of a layer"),
         (nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), "pads by 'reflect'"),
         (Tokens(), "bmm in '0' mixes positions outside of a layer"),

@@ -116,10 +116,10 @@ class Feature:
             "status": list(self.status),
         }
         if pictures:
-            from convscope.site.notebook import data_uri
+            from convscope.site import notebook
 
             found |= {
-                name: None if picture is None else data_uri(picture)
+                name: None if picture is None else notebook.data_uri(picture)
                 for name, picture in (("before", self.before), ("after", self.after))
             }
         return found

@@ -26,7 +26,7 @@ def count(module: nn.Module, spec: InputSpec | None) -> dict[str, Any]:
 
     Example:
         >>> count(nn.Sequential(nn.Conv2d(1, 4, 5), nn.Conv2d(4, 2, 3)), InputSpec((1, 28, 28)))
-        {'params': 178, 'macs': 90144, 'receptive_field': [7, 7], 'note': ''}
+        {'params': 178, 'macs': 92448, 'receptive_field': [7, 7], 'note': ''}
     """
     params = sum(parameter.numel() for parameter in module.parameters())
     found: dict[str, Any] = {"params": params, "macs": None, "receptive_field": None, "note": ""}

@@ -161,7 +161,7 @@ class Data:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that say which data this is."""
-        about = {
+        about: dict[str, Any] = {
             "name": self.name,
             "kind": self.kind,
             "classes": list(self.classes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -63,7 +64,7 @@ class Training:
     weight_decay: float | None = None
     schedule: str = "one-cycle"
     warmup: float | None = None
-    augmentation: tuple[str, ...] = ()
+    augmentation: Sequence[str] = ()
     shift: int | None = None
     label_smoothing: float = 0.0
     precision: str = "auto"
