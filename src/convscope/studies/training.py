@@ -168,7 +168,7 @@ class _Run:
         if self.spec is not None:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster, on a CPU too
         self.optimizer = training.optimizer_of(module)
-        self.constraints: list[Callable[[], None]] = [
+        self.constraints: list[Any] = [
             part.constrain for part in module.modules() if callable(getattr(part, "constrain", None))
         ]
         self.step = 0
