@@ -59,6 +59,7 @@ VERBS = (
     "convscope.features.atlas:atlas",
     "convscope.features.look:look",
     "convscope.studies.finetune:finetune",
+    "convscope.studies.study:study",
     "convscope.answers.ask:ask",
     "convscope.tour:look",
     "convscope.tour:report",
@@ -166,7 +167,8 @@ def _wrap_verbs() -> None:
 
 
 _wrap_verbs()
-for public in convscope.__all__:  # kept on first use, which must not be in a test that puts something in their place
+# kept on first use, which must not be in a test that has put something else in their place
+for public in convscope.__all__:
     getattr(convscope, public)
 
 
