@@ -220,6 +220,8 @@ def _npz(path: Path) -> Found:
                 raise BadInput(f"data={str(path)!r} claims {size:,} bytes, over the limit of {MOST_BYTES:,}")
         with np.load(path, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in loaded.files}
+    except BadInput:  # which is a ValueError
+        raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, SyntaxError) as error:
         raise BadInput(f"data={str(path)!r} is damaged or no plain NPZ file ({_short(error)})") from error
     parts = {}
