@@ -5,7 +5,7 @@ OUT    ?= report
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test lint sweep bench clean
+.PHONY: run test lint sweep studies bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/convscope report --out $(OUT)
@@ -20,6 +20,10 @@ lint: $(VENV)/.installed-dev
 
 sweep: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m sweep --timeout 3600 $(ARGS)
+
+# the trainings that answers read: an hour or so, gone on with where they were interrupted
+studies: $(VENV)/.installed
+	$(BIN)/python tools/studies.py --work studies $(ARGS)
 
 # the peer keeps to old releases of its own dependencies, so it gets an environment of its own
 bench:
