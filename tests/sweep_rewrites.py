@@ -70,6 +70,7 @@ CASES = (
     "input_size:HxW,how=resize",
     "input_size:HxW,how=tiles",
     "input_size:HxW,how=native",
+    "algorithm:winograd:F(2,3)",
 )
 EDGES = (64, 96, 128, 256)  # tried in turn, then the model's own
 
