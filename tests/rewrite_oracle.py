@@ -91,7 +91,17 @@ def _elsewhere(found: Audit, made: Rewrite, old: nn.Module, new: nn.Module) -> N
     runs = sum(edit.before.count(" → ") for edit in made.done) + sum(
         "moved into" in " ".join(e.notes) for e in made.done
     )
-    strangers = [layer for layer in changed if not any(_within(layer, name) for name in named)]
+    aliases: dict[
+        int, list[str]
+    ] = {}  # a module may stand in several places; an edit calls it by one of its names
+    for name, part in old.named_modules(remove_duplicate=False):
+        aliases.setdefault(id(part), []).append(name)
+    called = {name: names for names in aliases.values() for name in names}
+    strangers = [
+        layer
+        for layer in changed
+        if not any(_within(alias, name) for alias in called[layer] for name in named)
+    ]
     found.expect(len(strangers) <= runs, f"changed without an edit: {', '.join(strangers[:3])}")
     born = set(_leaves(new)) - set(_leaves(old))
     for layer in born:
