@@ -18,17 +18,19 @@ SIZE = 48 << 20  # bytes: above every threshold that malloc sets itself
 PAGES = SIZE // 4096
 
 
-def faults() -> int:
-    """Page faults of allocating a block, writing to it and freeing it: the least of some tries.
-
-    A small object that happens to lie behind the freed block makes the next one go elsewhere, now and then.
-    """
+def tries() -> list[int]:
+    """Page faults of allocating a block, writing to it and freeing it, some times."""
     found = []
     for _ in range(6):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.empty(SIZE, dtype=torch.uint8).fill_(1)
         found.append(int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
-    return min(found)
+    return found
+
+
+def faults() -> int:
+    """The least of some tries: a small object behind the freed block makes the next one go elsewhere, now and then."""
+    return min(tries())
 
 
 def huge_pages() -> bool:
@@ -44,7 +46,7 @@ def test_memory_is_kept_and_given_back() -> None:
         with _heap.kept():
             assert faults() < PAGES // 20
         assert faults() < PAGES // 20  # the inner one is not the last out
-    assert faults() > PAGES // 2
+    assert max(tries()) > PAGES // 2  # a hole that other tests left in the heap may serve the later ones
 
 
 def test_it_is_given_back_after_an_exception() -> None:
