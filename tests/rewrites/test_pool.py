@@ -225,3 +225,26 @@ def test_arguments_are_checked() -> None:
         rules.Pool("max", window=0)
     with pytest.raises(RequestError, match="goes with kind='max' or 'average'"):
         rules.Pool("blur", window=3)
+
+
+class Listed(nn.Module):
+    """Pools by a function, and goes through a list of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return functional.avg_pool2d(x, 2)
+
+
+@pytest.mark.parametrize("kind", ["average", "max"])
+def test_a_list_of_layers_stays_one(kind: str) -> None:
+    net = nn.Sequential(Listed(), nn.Flatten()).eval()
+    x = torch.randn(2, 3, 12, 12)
+    made = rewrite(net, f"pool:kind={kind}", input="3x12x12").net.module
+    wanted = net(x) if kind == "average" else functional.max_pool2d(net[0].layers[1](net[0].layers[0](x)), 2)
+    assert torch.allclose(made(x), wanted.flatten(1), atol=1e-6)
+    assert type(made[0].layers) is nn.ModuleList

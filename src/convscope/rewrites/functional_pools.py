@@ -155,9 +155,8 @@ def with_pools(
             made = fx.GraphModule(module, Shallow().trace(module), type(module).__name__)
     except Exception as error:  # control flow on values, and whatever else a forward does
         raise Refused(f"cannot be traced ({' '.join(str(error).split())[:160]})") from None
-    for name, child in module.named_children():  # what this pass does not call
-        if name not in made._modules:
-            made.add_module(name, child)
+    for name, child in module._modules.items():  # also what this pass does not call; lists stay lists
+        made._modules[name] = child
     names = []
     for node in list(made.graph.nodes):
         pool = _pool_of(node)
