@@ -30,7 +30,8 @@ rewrites that failed any of this.
 LEGEND = """\
 `E` exact, `I` exact but near borders, `A` approximate, each with the number of layers edited (of those it was asked
 about), and for `A` the largest error of a layer (InputSize: of the outputs), relative to the largest output of that layer;
-`r` all refused, with their number; `-` no layer that the rule is about.
+`r` all refused, with their number; `-` no layer that the rule is about; *stopped*: convscope's own verification ended the
+rewrite with an error, and nothing was changed.
 """
 
 
@@ -41,7 +42,8 @@ def table(rows: Sequence[Row]) -> str:
 
     cases = list(dict.fromkeys(row.case for row in rows))
     sources = list(dict.fromkeys(row.source for row in rows))
-    bad = [row for row in rows if row.problems or row.status == "raised"]
+    bad = [row for row in rows if row.problems]
+    stopped = [row for row in rows if row.status == "raised"]
     libraries = Counter(source.partition(":")[0] for source in sources)
     lines = [
         "# Rewrites over the registries",
@@ -51,7 +53,8 @@ def table(rows: Sequence[Row]) -> str:
         "",
         f"{len(sources)} models ({libraries['timm']} of timm, {libraries['torchvision']} of torchvision), {len(cases)} "
         f"rules, {len(rows)} rewrites, {sum(row.done for row in rows):,} edits, "
-        f"{sum(row.refused for row in rows):,} layers refused; **{len(bad)} corrupt**.",
+        f"{sum(row.refused for row in rows):,} layers refused, {len(stopped)} rewrites stopped; "
+        f"**{len(bad)} corrupt**.",
         "",
         *_totals(rows, cases),
         "",
@@ -61,15 +64,15 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for group in range(0, len(cases), 10):
         lines += [*_matrix(rows, sources, cases[group : group + 10]), ""]
-    lines += [*_reasons(rows, cases), *_bad(bad)]
+    lines += [*_reasons(rows, cases), *_told("Stopped", stopped), *_told("Corrupt", bad)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _totals(rows: Sequence[Row], cases: Sequence[str]) -> list[str]:
     found = [
-        "| rule | exact | exact inside | approximate | refused | nothing to do | corrupt | layers edited | layers refused "
+        "| rule | exact | exact inside | approximate | refused | nothing to do | stopped | corrupt | edited | not edited "
         "| outputs of exact ones differ by at most | error of approximate ones, median |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for case in cases:
         own = [row for row in rows if row.case == case]
@@ -80,8 +83,11 @@ def _totals(rows: Sequence[Row], cases: Sequence[str]) -> list[str]:
         about = [row.told for row in own if row.status == "approximate" and row.told is not None]
         cells = [
             f"`{case}`".replace("|", "\\|"),
-            *(str(count[name]) for name in ("exact", "exact-interior", "approximate", "refused", "nothing")),
-            str(sum(bool(row.problems) or row.status == "raised" for row in own)),
+            *(
+                str(count[name])
+                for name in ("exact", "exact-interior", "approximate", "refused", "nothing", "raised")
+            ),
+            str(sum(bool(row.problems) for row in own)),
             f"{sum(row.done for row in own):,}",
             f"{sum(row.refused for row in own):,}",
             f"{max(sure):.0e}" if sure else "",
@@ -105,8 +111,10 @@ def _matrix(rows: Sequence[Row], sources: Sequence[str], cases: Sequence[str]) -
 
 
 def _cell(row: Row) -> str:
-    if row.problems or row.status == "raised":
+    if row.problems:
         return "**corrupt**"
+    if row.status == "raised":
+        return "stopped"
     if row.status == "nothing":
         return "-"
     if row.status == "refused":
@@ -134,14 +142,14 @@ def _reasons(rows: Sequence[Row], cases: Sequence[str]) -> list[str]:
     return [*lines, ""]
 
 
-def _bad(bad: Sequence[Row]) -> list[str]:
-    if not bad:
+def _told(title: str, rows: Sequence[Row]) -> list[str]:
+    if not rows:
         return []
-    lines = ["## Corrupt", "", "| model | rule | what |", "|---|---|---|"]
-    for row in bad:
+    lines = [f"## {title}", "", "| model | rule | what |", "|---|---|---|"]
+    for row in rows:
         what = "; ".join(row.problems) or "; ".join(reason for reason, _ in row.reasons)
         lines.append(f"| {row.source} | {_plain(f'`{row.case}`')} | {_plain(what)} |")
-    return lines
+    return [*lines, ""]
 
 
 def _plain(text: str) -> str:
