@@ -205,7 +205,11 @@ def windows(found: Audit, made: Rewrite, old: nn.Module, new: nn.Module, generat
 def fitted(found: Audit, made: Rewrite, old: nn.Module, new: nn.Module, generator: torch.Generator) -> None:
     """Another input size: the image brought to the network by code of the oracle's own."""
     edit = made.done[0]
-    how, (height, width), size = rule_of(edit)[1].get("how", "resize"), made.net.input.size, made.base.input.size
+    how, (height, width), size = (
+        rule_of(edit)[1].get("how", "resize"),
+        made.net.input.size,
+        made.base.input.size,
+    )
     x = torch.randn(1, *made.net.input.shape, generator=generator, dtype=torch.float64)
     wanted = functional.interpolate(x, size, mode="bilinear", antialias=True)
     got = flat(new(x))
