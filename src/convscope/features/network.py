@@ -19,6 +19,7 @@ from convscope.features.capture import Capture, split_key
 from convscope.features.chains import join
 from convscope.features.quicker import has_hooks, quicken
 from convscope.graph import Graph, Op
+from convscope.graph.folding import rest
 from convscope.models import InputSpec, Net
 
 _NORMS = {
@@ -281,7 +282,7 @@ def _merge(
         or norm.running_var is None
     ):
         return False
-    replacement = _after_norm(norm)
+    replacement = rest(norm)
     if replacement is None or any(id(p) in shared for p in (conv.weight, conv.bias, norm.weight, norm.bias)):
         return False
     tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
@@ -294,24 +295,3 @@ def _merge(
     for parent, name in parents[id(norm)]:
         parent._modules[name] = replacement
     return True
-
-
-class _Rest(nn.Module):
-    """What is left of timm's batch norm with activation once the norm is folded; child names are kept."""
-
-    def __init__(self, drop: nn.Module, act: nn.Module) -> None:
-        super().__init__()
-        self.drop = drop
-        self.act = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.act(self.drop(x))
-        return result
-
-
-def _after_norm(norm: nn.Module) -> nn.Module | None:
-    if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
-        return nn.Identity()
-    if type(norm).__name__ == "BatchNormAct2d" and type(norm).__module__.startswith("timm."):
-        return _Rest(norm.drop, norm.act)  # type: ignore[arg-type]
-    return None
