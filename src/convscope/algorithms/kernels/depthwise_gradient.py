@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convscope.algorithms.kernels import threads, workspace
+from convscope.algorithms.kernels import meeting, threads, workspace
 from convscope.algorithms.kernels.builder import FLOATS, INT, INTS, Function, Module, Vector
 from convscope.algorithms.kernels.compile import Code, build
 from convscope.algorithms.kernels.depthwise import Bounds, packed
@@ -66,12 +66,12 @@ class Shape:
 
     def first(self, axis: int) -> int:
         """The output that the first tap of input 0 belongs to: none or negative."""
-        return min(0, (self.corner[axis] - self.kernel[axis] + 1) // self.stride[axis])
+        return meeting.first(self.kernel[axis], self.stride[axis], self.corner[axis])
 
     def seen(self, axis: int) -> int:
         """Outputs that a band (axis 0) or a row (axis 1) of inputs sees."""
         extent = self.band if axis == 0 else -(-self.size[1] // self.stride[1]) * self.stride[1]
-        return (extent - 1 + self.corner[axis]) // self.stride[axis] - self.first(axis) + 1
+        return meeting.outputs(extent, self.kernel[axis], self.stride[axis], self.corner[axis])
 
     @property
     def private(self) -> int:
