@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from convscope.errors import ConvscopeError, ModelError
-from convscope.graph import record
-from convscope.measures.counts import counts
 from convscope.models import InputSpec, _deepcopy, _hash, _kept_rng
 from convscope.studies import checkpoint as checkpoints
 from convscope.studies.augmentation import augmented
 from convscope.studies.data import Data, Split
+from convscope.studies.passes import batches, macs_of_sample, one_result, precision_of, train_mode
 from convscope.studies.scoring import Score, loss_of, right, score
 from convscope.studies.settings import Training
 
@@ -129,7 +127,7 @@ def train(
         >>> trained.steps, len(trained.curves), trained.diverged
         (6, 2, False)
     """
-    with _kept_rng(seed), _one_result(), torch.enable_grad():
+    with _kept_rng(seed), one_result(), torch.enable_grad():
         run = _Run(_deepcopy(module).to(device), data, training or Training(), seed, device, spec)
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and (state := checkpoints.read(path, run.identity)) is not None:
@@ -152,7 +150,7 @@ class _Run:
     ) -> None:
         self.module, self.data, self.training, self.seed, self.device = module, data, training, seed, device
         self.spec = None if data.kind == "text" else spec or data.input
-        self.precision = _precision(training.precision, torch.device(device))
+        self.precision = precision_of(training.precision, torch.device(device))
         self.identity = {
             "training": training.to_dict(),
             "data": data.hash,
@@ -163,7 +161,7 @@ class _Run:
         }
         self.per_epoch = max(1, len(data.train) // training.batch)
         self.batch = min(training.batch, len(data.train))
-        self.sample_macs = _macs(module, data, device)
+        self.sample_macs = macs_of_sample(module, data, device)
         self.total = self._steps()  # math.inf where time is the limit
         if self.spec is not None:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster, on a CPU too
@@ -232,10 +230,10 @@ class _Run:
         epoch = len(self.curves)
         generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
         torch.manual_seed(self.seed * 1000 + epoch + 2**32)  # of dropout
-        _train_mode(self.module)
+        train_mode(self.module)
         loss_sum = hits = samples = 0.0
         reported = time.perf_counter()
-        for places in _batches(self.data.train, self.batch, generator):
+        for places in batches(self.data.train, self.batch, generator):
             loss, outputs, targets = self._step(places, generator)
             self.first_loss = loss if self.first_loss is None else self.first_loss
             self.diverged = not loss < DIVERGED * max(self.first_loss, 1.0)  # also where it is no number
@@ -361,48 +359,6 @@ class _Run:
             self.seconds,
             self.precision,
         )
-
-
-# ---------------------------------------------------------------- parts
-
-
-def _batches(split: Split, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Places of the samples of each batch, each sample at most once."""
-    order = torch.randperm(len(split), generator=generator)
-    yield from order[: len(order) // batch * batch].split(batch)
-
-
-def _train_mode(module: nn.Module) -> None:
-    """Train mode, but for norms whose parameters are frozen: they keep their statistics."""
-    module.train()
-    for part in module.modules():
-        own = list(part.parameters(recurse=False))
-        if hasattr(part, "running_mean") and own and not any(p.requires_grad for p in own):
-            part.eval()
-
-
-def _macs(module: nn.Module, data: Data, device: torch.device | str) -> int:
-    """Multiply-accumulates of a forward and backward pass for one sample; of text, one of mean length."""
-    if data.kind == "text":
-        length = max(1, round(data.train.lengths.double().mean().item()))
-        example = torch.ones(1, length, dtype=torch.int64, device=device)
-    else:
-        example = torch.zeros(1, *data.shape, device=device)
-    counted = counts(record(module, example=example))
-    return sum((0 if each.cost is None else each.cost.macs) + each.backward_macs for each in counted)
-
-
-def _precision(wanted: str, device: torch.device) -> str:
-    if wanted != "auto":
-        return wanted
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
-def _one_result() -> AbstractContextManager[None]:
-    """On a GPU, convolutions by algorithms that give the same bits every time."""
-    if not torch.cuda.is_available():
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
 
 
 def _named(split: str, scored: Score) -> dict[str, float]:
