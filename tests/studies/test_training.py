@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convscope.errors import BadInput, ModelError, RequestError, StoreError, StoreMismatch, UnknownName
+from convscope.studies import passes
 from convscope.studies import training as loop
 from convscope.studies.augmentation import augmented
 from convscope.studies.data import Data, Split, dataset
@@ -360,7 +361,7 @@ def test_constrain_is_kept_to_after_each_step() -> None:
     module = text_cnn(vocabulary=9, dim=6, filters=4, max_norm=0.01)
     trained = train(module, data, Training(epochs=2, batch=5, optimizer="adamw", lr=0.1))
     assert trained.module.classifier.weight.norm(dim=1).max() <= 0.01 * (1 + 1e-6)
-    assert trained.macs == 8 * 5 * loop._macs(module, data, "cpu")
+    assert trained.macs == 8 * 5 * passes.macs_of_sample(module, data, "cpu")
 
 
 def test_the_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +382,7 @@ def test_an_epoch_takes_every_sample_once_in_batches_of_one_size() -> None:
     split = Split(
         (torch.arange(9) < torch.randint(1, 9, (203, 1))).long(), torch.zeros(203, dtype=torch.int64)
     )
-    batches = list(loop._batches(split, 10, torch.Generator().manual_seed(0)))
+    batches = list(passes.batches(split, 10, torch.Generator().manual_seed(0)))
     assert [len(batch) for batch in batches] == [10] * 20
     assert len(torch.cat(batches).unique()) == 200
     assert split.batch(batches[0])[0].shape == (10, int(split.lengths[batches[0]].max()))
