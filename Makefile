@@ -5,10 +5,15 @@ OUT    ?= report
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test lint sweep studies bench clean
+.PHONY: run full test lint sweep studies bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/convscope report --out $(OUT)
+
+# the same, with everything measured afresh: every study trained again, no answer in a hurry; half an hour or so
+full: $(VENV)/.installed
+	$(BIN)/python tools/studies.py --work $(OUT)-studies
+	$(BIN)/convscope report --answers full --studies $(OUT)-studies --fresh --out $(OUT)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
@@ -21,9 +26,9 @@ lint: $(VENV)/.installed-dev
 sweep: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m sweep --timeout 3600 $(ARGS)
 
-# the trainings that answers read: an hour or so, gone on with where they were interrupted
+# the trainings that ship, which answers read; gone on with where they were interrupted
 studies: $(VENV)/.installed
-	$(BIN)/python tools/studies.py --work studies $(ARGS)
+	$(BIN)/python tools/studies.py --ship --work studies $(ARGS)
 
 # the peer keeps to old releases of its own dependencies, so it gets an environment of its own
 bench:

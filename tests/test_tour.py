@@ -22,6 +22,7 @@ SMALL: dict[str, Any] = {
     "size": 32,
     "measures": False,
     "changes": False,
+    "answers": "none",
 }
 
 
@@ -72,7 +73,13 @@ def test_a_report_of_any_input(
         nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )  # fmt: skip
     made = tour.report(
-        make_net(module, shape), tmp_path / "r", channels=2, steps=3, measures=False, changes=False
+        make_net(module, shape),
+        tmp_path / "r",
+        channels=2,
+        steps=3,
+        measures=False,
+        changes=False,
+        answers="none",
     )
     assert made.page.exists()
     assert made.atlas.failed == 0
@@ -81,7 +88,14 @@ def test_a_report_of_any_input(
 def test_a_module_and_its_input(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     spec = InputSpec((3, 32, 32))
-    few: dict[str, Any] = {"channels": 1, "steps": 2, "photo": None, "measures": False, "changes": False}
+    few: dict[str, Any] = {
+        "channels": 1,
+        "steps": 2,
+        "photo": None,
+        "measures": False,
+        "changes": False,
+        "answers": "none",
+    }
     made = tour.report(module, tmp_path / "r", input=spec, **few)
     assert made.atlas.done >= 1
 
@@ -105,6 +119,7 @@ def test_links_from_a_look_to_the_atlas(tiny: Net, tmp_path: Path) -> None:
         size=32,
         measures=False,
         changes=False,
+        answers="none",
     )
     seen = tour.look(tiny, "chelsea", layers=["relu1"], pictures_of=False)
     content = tour._linked(seen.save(tmp_path / "r"), made.atlas.content)

@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "size": 32,
     "photo": None,
     "measures": False,
+    "answers": "none",
 }
 
 

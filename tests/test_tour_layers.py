@@ -18,7 +18,8 @@ from convscope.measures import roofline
 from convscope.models import Net
 
 SMALL: dict[str, Any] = {
-    "layers": ["relu1", "fc"], "channels": 1, "steps": 2, "size": 32, "photo": None, "changes": False
+    "layers": ["relu1", "fc"], "channels": 1, "steps": 2, "size": 32, "photo": None, "changes": False,
+    "answers": "none",
 }  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def test_what_cannot_be_measured_is_said(
     # an atlas that is refused leaves the folder as it was
     other = make_net(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     with pytest.raises(StoreMismatch):
-        tour.report(other, tmp_path, channels=1, steps=2, photo=None, changes=False)
+        tour.report(other, tmp_path, channels=1, steps=2, photo=None, changes=False, answers="none")
     assert shown(tmp_path)["left_out"] == wanted
 
 
@@ -132,7 +133,15 @@ def test_a_network_without_pictures_of_its_own(make_net: Callable[..., Net], tmp
         def forward(self, x: Tensor) -> Tensor:
             return self.pool(self.conv(x)).flatten(1)
 
-    tour.report(make_net(Five(), (5, 16, 24)), tmp_path, channels=1, steps=2, quick=True, changes=False)
+    tour.report(
+        make_net(Five(), (5, 16, 24)),
+        tmp_path,
+        channels=1,
+        steps=2,
+        quick=True,
+        changes=False,
+        answers="none",
+    )
     found = shown(tmp_path)
     assert found["photo"] is None
     assert found["image"] == [16, 24]

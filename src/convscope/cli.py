@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
@@ -224,7 +224,8 @@ def report(
     /,
     *,
     out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("report"),
-    answers: Annotated[Flag, Parameter(group=_WORK)] = False,
+    answers: Annotated[Literal["quick", "full", "none"], Parameter(group=_WORK)] = "quick",
+    studies: Annotated[Path | None, Parameter(group=_WORK)] = None,
     open: OutFlag = False,
     work: AtlasOptions = _ATLAS_DEFAULT,
     loading: ModelOptions = _MODEL_DEFAULT,
@@ -238,12 +239,13 @@ def report(
     Args:
         model: The network; the embedded EfficientNet-Lite0 by default.
         out: The folder to write.
-        answers: Also ask every question that convscope ask knows, for a page of answers.
+        answers: How to ask every question that convscope ask knows, for a page of answers.
+        studies: A folder of study records for the pages of studies and answers; those that ship by default.
         open: Open the first page in the browser.
     """
     net = _load(model, loading, output)
     with _progress(_kept(out)) as progress:
-        settings = _atlas_settings(work, loading) | {"open": open, "answers": answers}
+        settings = _atlas_settings(work, loading) | {"open": open, "answers": answers, "studies": studies}
         made = convscope.report(net, out, progress=progress, **settings)
     return _tell_atlas(made.atlas, made.to_dict(), str(made.page), output, _next_look(model))
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from convscope._layers import LayersPage
 from convscope.algorithms.survey import Survey, machine, measure_all
 from convscope.answers.ask import ask
 from convscope.data import Images
+from convscope.errors import UnknownName, nearest
 from convscope.features.atlas import Atlas
 from convscope.features.atlas import atlas as draw_atlas
 from convscope.features.look import Look
@@ -29,6 +30,11 @@ from convscope.models import InputLike, Net, as_net
 from convscope.rewrites.compare_several import Comparisons
 from convscope.rewrites.compare_table import Comparison
 from convscope.store import Store
+from convscope.studies.results import StudyResult
+from convscope.studies.shelf import made_here, records
+
+Asking: TypeAlias = Literal["quick", "full", "none"]
+_OTHER_CODE = "Made by other code than is installed here; the figures are those of the record."
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ def report(
     photo: str | None = "auto",
     measures: bool = True,
     changes: bool = True,
-    answers: bool = False,
+    answers: Asking = "quick",
+    studies: str | os.PathLike[str] | None = None,
     open: bool = False,
     progress: Progress | None = None,
     **settings: Any,
@@ -85,25 +92,34 @@ def report(
         measures: whether to measure the layers, for a page of their own: what each costs and sees, how long it
             takes here, what padding and shifts do to it.
         changes: whether to try a few rewrites, for a page that shows what each costs and keeps.
-        answers: whether to ask every question about the design of CNNs, quickly, for a page of their own: a minute or two.
+        answers: how to ask every question about the design of CNNs, for a page of their own: "quick" (two or three
+            minutes), "full" or "none".
+        studies: a folder of study records for the page of studies and the answers; those that ship by default.
         open: open the first page in the browser as soon as it stands.
         progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
         **settings: see `atlas`.
 
     Raises:
         StoreMismatch, UntrainedWeights, RequestError: see `atlas`.
+        UnknownName: `answers` is none of the three.
 
     Example:
         >>> import tempfile, torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU())
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     few = {"channels": 2, "steps": 4, "photo": None, "measures": False, "changes": False}
+        ...     few = {"channels": 2, "steps": 4, "photo": None, "measures": False, "changes": False, "answers": "none"}
         ...     made = report(net, folder, input=torch.zeros(1, 3, 32, 32), **few)
         >>> made.page.name, made.atlas.failed
         ('index.html', 0)
     """
+    if answers not in get_args(Asking):
+        known = get_args(Asking)
+        raise UnknownName(
+            f"answers={answers!r} must be one of {', '.join(known)}{nearest(str(answers), known)}"
+        )
     net = as_net(net, input)
     folder = Path(out)
+    trained = _told(dict(records(None if studies is None else Path(studies))))
     refresh = site.paced(folder)
     shown = False
 
@@ -137,17 +153,49 @@ def report(
             looks.append(_linked(seen.save(folder), made.content))
         if changes:
             tried.begin()
-        first = site.write(folder, atlas=made.content, looks=looks)
+        first = site.write(folder, atlas=made.content, looks=looks, studies=trained)
         if measures:
             page.finish([layer["name"] for layer in made.content["layers"]], _teller(made, progress))
         if changes:
             tried.finish(_teller(made, progress))
-    if answers:
+    if answers != "none":
         tell = _teller(made, progress)
-        asked = {name: settings[name] for name in ("fresh", "seed") if name in settings}
-        ask("all", net, data, quick=True, out=folder, progress=lambda event: tell(event["layer"]), **asked)
+        asked: Any = {name: settings[name] for name in ("fresh", "seed") if name in settings}
+        asked |= {"quick": answers == "quick", "studies": studies, "out": folder}
+        ask("all", net, data, progress=lambda event: tell(event["layer"]), **asked)
         first = site.write(folder)
     return Report(first, made)
+
+
+def _told(studies: Mapping[str, StudyResult]) -> dict[str, dict[str, Any]]:
+    """Studies as the site draws them."""
+    return {
+        name: result.to_dict() | {"made_with": "" if made_here(result) else _OTHER_CODE}
+        for name, result in studies.items()
+    }
+
+
+def studied(found: StudyResult, out: str | os.PathLike[str]) -> Path:
+    """Writes the page of one study.
+
+    Args:
+        found: what `convscope.study` gave.
+        out: the folder, such as that of its record; one that holds a report gets the page added.
+
+    Returns:
+        The page.
+
+    Raises:
+        StoreError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     studied(dict(records())["pooling"], folder).name
+        'studies.html'
+    """
+    folder = Path(out)
+    return site.write(folder, studies=_told({found.design.name: found})).parent / "studies.html"
 
 
 def _teller(made: Atlas, progress: Progress | None) -> Callable[[str], None]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from convscope.answers.evidence import SHIPPED
 from convscope.studies import design_file
 from convscope.studies.data import Data, dataset
 from convscope.studies.networks import build
 from convscope.studies.plan import configure
 from convscope.studies.results import StudyResult
 from convscope.studies.run import training
+from convscope.studies.shelf import SHIPPED
 
 DESIGNS = sorted((Path(__file__).parents[2] / "docs" / "studies" / "answers").glob("*.toml"))
 

@@ -20,7 +20,7 @@ def test_a_report_asks_every_question(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     told: list[str] = []
     settings: dict[str, Any] = {"channels": 1, "steps": 2, "photo": None, "measures": False, "changes": False}
-    settings |= {"progress": lambda event: told.append(event["layer"]), "answers": True}
+    settings |= {"progress": lambda event: told.append(event["layer"])}
     made = convscope.report(module.eval(), tmp_path, input="3x24x24", **settings)
     assert made.page == tmp_path / "index.html"
     assert '<a href="answers.html">Answers</a>' in made.page.read_text()

@@ -21,6 +21,7 @@ from convscope.answers.base import Answer, Draft, fill
 from convscope.answers.claims import claims_of
 from convscope.answers.drawing import ledger, png
 from convscope.answers.questions import QUESTIONS, Question, find
+from convscope.answers.spot import checks
 from convscope.errors import ModelError, RequestError
 from convscope.measures.figures import Sheet, to_html, to_rich, to_text
 from convscope.models import InputLike, Net, as_net, preserved
@@ -230,6 +231,7 @@ def _answered(asked: Asked, data: Any, out: Any, store: Store | None, meter: Met
     began, reused = time.perf_counter(), meter.reused
     with preserved(asked.net.module):
         draft = asked.question.answer(asked)
+        checked = checks(asked)
     _check(asked.question, draft)
     command, python = _again(asked, data, out)
     made = Answer(
@@ -237,7 +239,7 @@ def _answered(asked: Asked, data: Any, out: Any, store: Store | None, meter: Met
         title=asked.question.title,
         statement=draft.statement,
         findings=draft.findings,
-        tables=draft.tables,
+        tables=(*draft.tables, *checked),
         pictures=draft.pictures,
         charts=draft.charts,
         notes=(*draft.notes, *_busy(asked)),

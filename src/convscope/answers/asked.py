@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,8 @@ class Asked:
     def _key(
         self, measure: Callable[..., Any], about: Mapping[str, Any], net: Net, data: bool, timed: bool
     ) -> str:
-        files = (measure.__code__.co_filename, *(Path(__file__).with_name(f"{name}.py") for name in _SHARED))
+        function = measure.func if isinstance(measure, partial) else measure
+        files = (function.__code__.co_filename, *(Path(__file__).with_name(f"{name}.py") for name in _SHARED))
         code = b"".join(Path(str(file)).read_bytes() for file in files)
         told: dict[str, Any] = {
             "code": hashlib.sha256(code).hexdigest(),

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convscope.answers.base import Finding, Verdict, found, unstudied
-from convscope.answers.evidence import _has, _records
+from convscope.answers.evidence import _has
 from convscope.studies.results import VariantResult
+from convscope.studies.shelf import records
 from convscope.studies.statistics import Difference, paired
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def studied(asked: Asked, wanted: Mapping[str, Levels]) -> Studied | None:
     """
     named = {factor for levels in wanted.values() for factor in levels}
     first, *others = wanted
-    for study, result in _records(asked):
+    for study, result in records(asked.studies):
         for one in result.variants:
             if not _has(one.values, wanted[first]):
                 continue

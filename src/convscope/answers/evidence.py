@@ -7,17 +7,15 @@ record has such variants the claim is inconclusive: nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convscope.answers.base import Finding, Verdict, found, unstudied
+from convscope.studies.shelf import records
 
 if TYPE_CHECKING:
     from convscope.answers.asked import Asked
     from convscope.studies.results import StudyResult
-
-SHIPPED = Path(__file__).parents[1] / "data" / "studies"
 
 
 def trained(
@@ -41,7 +39,7 @@ def trained(
             taken for equal. By default the first must be better.
         metric: "test", "validation" or "train"; the first of these that there is by default.
     """
-    for name, result in _records(asked):
+    for name, result in records(asked.studies):
         pair = _variants(result, first, second)
         if pair is None or not result.metrics or (metric is not None and metric not in result.metrics):
             continue
@@ -79,19 +77,6 @@ def trained(
         why = "{seeds} seeds do not tell the two apart"
         return found(claim, Verdict.OPEN, test, say, when=why, **told)
     return unstudied(claim, test)
-
-
-def _records(asked: Asked) -> Iterator[tuple[str, StudyResult]]:
-    """The studies on record, by name: those of the folder asked for, or those that ship."""
-    from convscope.studies.results import StudyResult
-
-    folder = asked.studies or SHIPPED
-    if not folder.is_dir():
-        return
-    for path in sorted(folder.iterdir()):
-        file = path / "results.json" if path.is_dir() else path
-        if file.suffix == ".json" and file.is_file():
-            yield path.stem, StudyResult.from_record(file)
 
 
 def _variants(

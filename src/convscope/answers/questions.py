@@ -26,12 +26,14 @@ class Question:
         title: the question in full.
         source: the network to ask where none is given, as `load` takes it; None is the embedded EfficientNet-Lite0.
         words: other words people ask by.
+        studies: those on record that its answer reads; of each one run is trained again.
     """
 
     name: str
     title: str
     source: str | None = None
     words: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -42,7 +44,7 @@ class Question:
     def parts(self) -> Sequence[str]:
         """Names of the measurements it is made of."""
         parts: Sequence[str] = importlib.import_module(self.module).PARTS
-        return parts
+        return [*parts, *map(again, self.studies)]
 
     @property
     def answer(self) -> Callable[[Asked], Draft]:
@@ -51,19 +53,30 @@ class Question:
         return answer
 
 
+def again(study: str) -> str:
+    """Name of the measurement that trains a run of a study on record again."""
+    return f"again-{study}"
+
+
+_SIZES = tuple(f"filter-{of}" for of in ("size", "stacks", "object", "resolution", "noise", "depth"))
 QUESTIONS = {
     question.name: question
     for question in (
         Question("features", "What does each filter look for?", words=("visualization", "filters")),
-        Question("filter-size", "Which filter size?", "fashion", ("kernel", "kernel-size", "3x3")),
+        Question("filter-size", "Which filter size?", "fashion", ("kernel", "kernel-size", "3x3"), _SIZES),
         Question(
-            "locally-connected", "What does sharing weights do?", "fashion", ("local", "sharing", "unshared")
+            "locally-connected",
+            "What does sharing weights do?",
+            "fashion",
+            ("local", "sharing", "unshared"),
+            ("locally-connected",),
         ),
         Question(
             "text-channels",
             "How many channels does text have, and what do its filters look for?",
             "fashion",
             ("text", "n-gram", "embedding"),
+            ("text-channels",),
         ),
         Question("padding", "What does padding do, and which one?", words=("border", "same", "valid")),
         Question(
@@ -71,11 +84,26 @@ QUESTIONS = {
             "Which way to upsample?",
             "fashion-decoder",
             ("unpooling", "deconvolution", "decoder"),
+            ("upsampling",),
         ),
-        Question("one-by-one", "What does a 1x1 convolution do?", words=("1x1", "pointwise", "bottleneck")),
-        Question("pooling", "What is pooling for, and which one?", "fashion", ("pool", "maxpool", "stride")),
         Question(
-            "separable", "What does a depthwise separable convolution save?", words=("depthwise", "mobilenet")
+            "one-by-one",
+            "What does a 1x1 convolution do?",
+            words=("1x1", "pointwise", "bottleneck"),
+            studies=("convolution",),
+        ),
+        Question(
+            "pooling",
+            "What is pooling for, and which one?",
+            "fashion",
+            ("pool", "maxpool", "stride"),
+            ("pooling", "pooling-window", "pooling-head"),
+        ),
+        Question(
+            "separable",
+            "What does a depthwise separable convolution save?",
+            words=("depthwise", "mobilenet"),
+            studies=("convolution",),
         ),
         Question(
             "input-size",
@@ -87,6 +115,7 @@ QUESTIONS = {
             "Is a fully-connected layer a convolution?",
             "fashion",
             ("dense", "linear", "fc"),
+            ("pooling-head",),
         ),
         Question("fft-winograd", "FFT or Winograd, when?", words=("fft", "winograd", "algorithm")),
     )

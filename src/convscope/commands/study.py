@@ -53,6 +53,7 @@ def study(
         cost: What is cheap: macs, params or latency.
         show: Only show what the folder holds of an earlier run.
     """
+    from convscope import tour
     from convscope.studies import design_file
     from convscope.studies.results import StudyResult
     from convscope.studies.study import study as train
@@ -78,10 +79,16 @@ def study(
                 fresh=fresh,
                 progress=progress,
             )
+    page = tour.studied(found, folder)
     choice = found.choose(cost, margin / 100) if found.metrics else None
     if output.json:
         cli._print(
-            {**found.to_dict(), "choice": None if choice is None else choice.to_dict(), "folder": str(folder)}
+            {
+                **found.to_dict(),
+                "choice": None if choice is None else choice.to_dict(),
+                "folder": str(folder),
+                "page": str(page),
+            }
         )
     else:
         cli._say(cli._escape(repr(found)))
@@ -92,6 +99,7 @@ def study(
         label = found.variants[failure["variant"]].label
         tries = f"tried {failure['attempts']} time{'s' if failure['attempts'] > 1 else ''}"
         cli._say(cli._escape(f"failed: {label}, seed {failure['seed']} ({tries}): {failure['reason']}"))
+    cli._say(f"As a page: {cli._escape(str(page))}")
     return 1 if found.failed else 0
 
 

@@ -13,6 +13,7 @@ from convscope.answers.questions import QUESTIONS
 from convscope.errors import RequestError, StoreError
 from convscope.site import answers, formats, pages
 from convscope.site import changes as changes_page
+from convscope.site import studies as studies_page
 from convscope.site.files import write_if_changed
 from convscope.site.index import write_index
 from convscope.site.layers import SCRIPT, write_layers
@@ -33,12 +34,13 @@ def write(
     convolution: dict[str, Any] | None = None,
     layers: dict[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
+    studies: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Writes the report into a folder; cheap enough to be called after every chunk of a running atlas.
 
     Only what changed is written, and each file in one step, so that a page may stay open meanwhile. What is
     not given is taken from what the folder already holds (`atlas.json`, `data/looks.json`, `convolution.json`,
-    `data/layers.js`, `data/changes.js`); answers always are (`answers/`, as `convscope ask` keeps them).
+    `data/layers.js`, `data/changes.js`, `data/studies.json`); answers always are (`answers/`, as `convscope ask` keeps them).
 
     Args:
         out: The folder that holds the atlas and the pictures of the looks; their paths are relative to it.
@@ -47,6 +49,7 @@ def write(
         convolution: What `convscope bench conv` measured.
         layers: What was measured of the layers; see `layers.write_layers`.
         changes: Comparisons of the network with what was made from it; see `changes.write_changes`.
+        studies: Studies that were trained; see `studies.write_studies`.
 
     Returns:
         The path of the first page.
@@ -63,9 +66,12 @@ def write(
         write_layers(out, layers)
     if changes is not None:
         changes_page.write_changes(out, changes)
+    if studies is not None:
+        studies_page.write_studies(out, studies)
     has_layers, has_changes = (out / SCRIPT).is_file(), (out / changes_page.SCRIPT).is_file()
+    trained = _stored(out / studies_page.FILE) or {}
     asked = tuple(answers.stored(out, QUESTIONS))
-    if atlas is None and not (kept or measured or has_layers or has_changes or asked):
+    if atlas is None and not (kept or measured or has_layers or has_changes or trained or asked):
         raise RequestError(
             f"out={str(out)!r} holds no atlas and no look was given, so that there is nothing to show; "
             "make an atlas there first."
@@ -78,7 +84,7 @@ def write(
     if convolution is not None:
         write_if_changed(out / "convolution.json", safe_json(convolution))
     index = None if atlas is None else write_index(out, atlas)
-    known = pages.Contents(out, atlas, index, tuple(kept), measured, has_layers, has_changes, asked)
+    known = pages.Contents(out, atlas, index, tuple(kept), measured, has_layers, has_changes, trained, asked)
     return _write_pages(known)
 
 

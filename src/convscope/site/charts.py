@@ -161,13 +161,13 @@ def _names(points: Sequence[dict[str, Any]], width: int, height: int, colour: An
     return base.mark_text(align="left", dx=9, fontSize=13, fontWeight=600, clip=False)
 
 
-def _styled(chart: Any) -> Any:
+def _styled(chart: Any, right: int = 66) -> Any:
     plain = {"labelColor": SOFT, "titleColor": SOFT, "domainColor": LINE, "tickColor": LINE}
     return (
         chart.configure(
             font="sans-serif",
             background="transparent",
-            padding={"left": 2, "right": 66, "top": 6, "bottom": 2},
+            padding={"left": 2, "right": right, "top": 6, "bottom": 2},
         )
         .configure_view(stroke=None)
         .configure_axis(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Contents:
         convolution: What `algorithms.survey` measured, or None.
         layers: Whether the folder holds what was measured of the layers.
         changes: Whether it holds comparisons.
+        studies: Name -> what `StudyResult.to_dict()` gives, of studies that were trained.
         answers: What `convscope ask` kept there, in the order of the questions.
     """
 
@@ -32,6 +33,7 @@ class Contents:
     convolution: dict[str, Any] | None = None
     layers: bool = False
     changes: bool = False
+    studies: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     answers: tuple[dict[str, Any], ...] = ()
 
 
@@ -112,6 +114,14 @@ def _changes(contents: Contents) -> dict[str, Any] | None:
     return {} if contents.changes else None
 
 
+def _studies(contents: Contents) -> dict[str, Any] | None:
+    if not contents.studies:
+        return None
+    from convscope.site import studies  # lazy: it draws charts
+
+    return {"studies": [studies.shown(name, study) for name, study in contents.studies.items()]}
+
+
 def _answers(contents: Contents) -> dict[str, Any] | None:
     if not contents.answers:
         return None
@@ -159,6 +169,7 @@ register(
         ("changes.css",),
     )
 )
+register(Page("studies", "Studies", "studies.html", _studies, (), ("answers.css", "studies.css")))
 register(Page("answers", "Answers", "answers.html", _answers, (), ("answers.css",)))
 register(Page("look", "Look", "look.html", _look, ("look.js",)))
 register(Page("convolution", "Convolution", "convolution.html", _convolution))

@@ -112,7 +112,8 @@ class Design:
             {"source": "fashion", "limit": 1000}; None where `study` is told.
         threads: of each run; results are the same for the same number on the same kind of processor.
         device: to train on, "cpu" or "cuda".
-        name: for titles.
+        name: of its files.
+        title: what it asks, for pages: a few words.
 
     Raises:
         RequestError, UnknownName: something does not make sense; the sentence names it.
@@ -136,6 +137,7 @@ class Design:
     threads: int = 1
     device: str = "cpu"
     name: str = "study"
+    title: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, str) or not self.base.strip():

@@ -29,7 +29,7 @@ _AROUND = {
         "study.py",
         "costs.py",
     ),
-    *("results.py", "statistics.py", "choice.py", "tables.py", "sql.py"),
+    *("results.py", "statistics.py", "choice.py", "tables.py", "sql.py", "shelf.py"),
 }
 _LAYERS = ("nn", "models.py", "_sources.py")
 _REWRITTEN_BY = ("rewrites", "graph", "rules.py")
