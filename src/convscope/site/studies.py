@@ -281,9 +281,9 @@ def _beside_cost(
     scale: dict[str, Any] = (
         {"type": "log", "nice": False, "padding": 18} if high > 3 * low else {"type": "linear", "zero": False}
     )
-    x = alt.X("x:Q", title=_SHORT[kind]).scale(**scale).axis(format="~s", labelOverlap="greedy", tickCount=5)
-    if scale["type"] == "log":
-        x = x.axis(values=charts._ticks([point["x"] for point in points]))
+    ticks: Any = {"values": charts._ticks([point["x"] for point in points])} if scale["type"] == "log" else {}
+    x = alt.X("x:Q", title=_SHORT[kind]).scale(**scale)
+    x = x.axis(format="~s", labelOverlap="greedy", tickCount=5, **ticks)
     y = alt.Y("y:Q", title=f"{score}, %").scale(zero=False, nice=True)
     base = alt.Chart(alt.Data(values=points)).encode(x=x, y=y)
     line = [point for place in front for point in points if point["place"] == place]
@@ -316,7 +316,9 @@ def _curves(study: Mapping[str, Any], wide: bool) -> Markup | None:
         points = _curve([run["curves"].get("validation_accuracy", []) for run in variant["runs"]])
         if len(points) < 2:
             continue
-        x = alt.X("x:Q", title="epoch").axis(tickMinStep=1).scale(nice=False, padding=10)
+        epochs: Any = [point["x"] for point in points]
+        x = alt.X("x:Q", title="epoch").axis(format="d", tickMinStep=1, values=epochs, labelOverlap="greedy")
+        x = x.scale(nice=False, padding=10)
         y = alt.Y("y:Q", title=f"{_score(study)}, %").scale(zero=False, nice=True)
         base = alt.Chart(alt.Data(values=points)).encode(x=x, y=y)
         colour = _colour(place)

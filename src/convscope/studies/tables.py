@@ -126,7 +126,8 @@ def html(result: StudyResult) -> str:
 
 
 def summary(result: StudyResult) -> dict[str, Any] | None:
-    """What follows from the runs, as plain values: means, differences and fronts for each metric, and the choice by MACs.
+    """What follows from the runs, as plain values: means, differences and fronts for each metric, and the choice by MACs, or by
+    parameters where MACs are not counted.
 
     None where no run has finished.
     """
@@ -139,7 +140,8 @@ def summary(result: StudyResult) -> dict[str, Any] | None:
             "differences": [None if d is None else d.to_dict() for d in result.differences(metric)],
             "pareto": {kind: list(result.pareto(kind, metric)) for kind in _costs(result)},
         }
-    choice = result.choose().to_dict() if "macs" in _costs(result) else None
+    cost = next((kind for kind in ("macs", "params") if kind in _costs(result)), None)
+    choice = None if cost is None else result.choose(cost).to_dict()
     return {"baseline": result.baseline, "metrics": found, "choice": choice}
 
 
