@@ -56,7 +56,7 @@ def test_every_page_is_silent_and_fits(visit: Opener, whole: Path, width: int, s
         page.wait_for_load_state("load")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, address
         assert page.locator("h1").count() == 1, address
-        here = page.locator("nav [aria-current]").bounding_box()
+        here = page.locator(".bar nav [aria-current]").bounding_box()
         assert 0 <= here["x"] <= width - 60 - here["width"], address  # in sight, beside the button at the end
         broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).length"
         assert page.evaluate(broken) == 0, address
