@@ -12,18 +12,16 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from convscope import cli
-from convscope.cli import Flag, OutFlag, OutputOptions
+from convscope.commands.options import OUTPUT, OUTPUT_DEFAULT, Flag, OutFlag, OutputOptions
+from convscope.commands.terminal import console_of, escape, kept, print_result, print_table, say, visible
 from convscope.errors import RequestError
-
-_OUTPUT_DEFAULT = OutputOptions()
 
 
 def study(
     design: Path,
     /,
     *,
-    out: Annotated[Path | None, Parameter(group=cli._OUTPUT)] = None,
+    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     engine: str = "process",
     workers: int | None = None,
     address: str | None = None,
@@ -33,7 +31,7 @@ def study(
     margin: float = 1.0,
     cost: str = "macs",
     show: OutFlag = False,
-    output: OutputOptions = _OUTPUT_DEFAULT,
+    output: OutputOptions = OUTPUT_DEFAULT,
 ) -> int:
     """Train every variant of DESIGN at every seed, compare them, and say which one to take.
 
@@ -67,7 +65,7 @@ def study(
     if show:
         found = StudyResult.from_record(folder)
     else:
-        with _progress(cli._kept(folder)) as progress:
+        with _progress(kept(folder)) as progress:
             found = train(
                 wanted,
                 data,
@@ -82,7 +80,7 @@ def study(
     page = tour.studied(found, folder)
     choice = found.choose(cost, margin / 100) if found.metrics else None
     if output.json:
-        cli._print(
+        print_result(
             {
                 **found.to_dict(),
                 "choice": None if choice is None else choice.to_dict(),
@@ -91,15 +89,15 @@ def study(
             }
         )
     else:
-        cli._say(cli._escape(repr(found)))
+        say(escape(repr(found)))
         if choice is not None:
-            cli._print_table(*found.table())
-            print(f"\n{cli._visible(choice.text)}")
+            print_table(*found.table())
+            print(f"\n{visible(choice.text)}")
     for failure in found.failed:
         label = found.variants[failure["variant"]].label
         tries = f"tried {failure['attempts']} time{'s' if failure['attempts'] > 1 else ''}"
-        cli._say(cli._escape(f"failed: {label}, seed {failure['seed']} ({tries}): {failure['reason']}"))
-    cli._say(f"As a page: {cli._escape(str(page))}")
+        say(escape(f"failed: {label}, seed {failure['seed']} ({tries}): {failure['reason']}"))
+    say(f"As a page: {escape(str(page))}")
     return 1 if found.failed else 0
 
 
@@ -109,7 +107,7 @@ def study(
 @contextmanager
 def _progress(kept: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar on a terminal, a line now and then elsewhere: runs done, rate, time left, best so far."""
-    console = cli._console(stderr=True)
+    console = console_of(stderr=True)
     try:
         if not console.is_terminal:
             yield _Lines()
@@ -163,4 +161,4 @@ def said(event: dict[str, Any]) -> str:
     if best:
         runs = f"{best['runs']} run{'s' if best['runs'] > 1 else ''}"
         parts.append(f"best so far {best['label']} ({best['metric']} {100 * best['mean']:.2f} %, {runs})")
-    return cli._visible(", ".join(parts))
+    return visible(", ".join(parts))
