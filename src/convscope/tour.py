@@ -34,6 +34,7 @@ from convscope.studies.results import StudyResult
 from convscope.studies.shelf import made_here, records
 
 Asking: TypeAlias = Literal["quick", "full", "none"]
+_EMBEDDED = "embedded:efficientnet_lite0"  # what `load` gives where nothing is asked for
 _OTHER_CODE = "Made by other code than is installed here; the figures are those of the record."
 
 
@@ -93,7 +94,8 @@ def report(
             takes here, what padding and shifts do to it.
         changes: whether to try a few rewrites, for a page that shows what each costs and keeps.
         answers: how to ask every question about the design of CNNs, for a page of their own: "quick" (two or three
-            minutes), "full" or "none".
+            minutes), "full" or "none". Each is asked of the network; where that is the embedded default and no data is
+            given, of the embedded network that suits it, as `convscope.ask` does.
         studies: a folder of study records for the page of studies and the answers; those that ship by default.
         open: open the first page in the browser as soon as it stands.
         progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
@@ -159,12 +161,27 @@ def report(
         if changes:
             tried.finish(_teller(made, progress))
     if answers != "none":
-        tell = _teller(made, progress)
         asked: Any = {name: settings[name] for name in ("fresh", "seed") if name in settings}
         asked |= {"quick": answers == "quick", "studies": studies, "out": folder}
-        ask("all", net, data, progress=lambda event: tell(event["layer"]), **asked)
+        subject = None if net.source == _EMBEDDED and data is None else net
+        ask("all", subject, data, progress=_asking(folder, _teller(made, progress)), **asked)
         first = site.write(folder)
     return Report(first, made)
+
+
+def _asking(folder: Path, tell: Callable[[str], None]) -> Progress:
+    """Tells what is measured, and writes the page whenever the next question begins."""
+    begun = ""
+
+    def told(event: dict[str, Any]) -> None:
+        nonlocal begun
+        question = event["layer"].partition(":")[0]
+        if begun and question != begun:
+            site.write(folder)
+        begun = question
+        tell(event["layer"])
+
+    return told
 
 
 def _told(studies: Mapping[str, StudyResult]) -> dict[str, dict[str, Any]]:
