@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import convscope
-from convscope.errors import ModelError, RequestError, StoreError, StoreMismatch, UnknownName
+from convscope.errors import BadInput, ModelError, RequestError, StoreError, StoreMismatch, UnknownName
 from convscope.store import Store
 from convscope.studies import run as runs
 from convscope.studies.data import dataset
@@ -232,7 +232,9 @@ def test_one_driver_at_a_time(toy: Path, sizes: Design, tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_said_before_anything_runs(toy: Path, sizes: Design) -> None:
     with pytest.raises(RequestError, match="the study has no data; give data='fashion'"):
         study(replace(sizes, data=None), engine="inline")
-    with pytest.raises(RequestError, match="data=.* cannot be read: .*unexpected keyword argument 'lim'"):
+    with pytest.raises(
+        UnknownName, match="data has no argument 'lim'; did you mean 'limit'.*it takes source, "
+    ):
         study(replace(sizes, data={"source": "fashion", "lim": 5}), engine="inline")
     with pytest.raises(RequestError, match="data is an object, which engine 'process' cannot send"):
         study(sizes, dataset("fashion", limit=100, test_limit=20), engine="process")
@@ -242,7 +244,21 @@ def test_what_makes_no_sense_is_said_before_anything_runs(toy: Path, sizes: Desi
         study(replace(sizes, factors={"kernel": [1]}, baseline={}), engine="inline")
     with pytest.raises(UnknownName, match="cannot import 'convscope.studies.network_'|has no|cannot import"):
         study(replace(sizes, base="convscope.studies.networks_:small_cnn"), engine="inline")
+    with pytest.raises(RequestError, match="device='cuda:977' is not there: torch finds [0-9]+ of that kind"):
+        study(replace(sizes, device="cuda:977"), engine="inline")
+    with pytest.raises(BadInput, match=r"outputs of shape \[2, 1\] where the data needs \[2, 1, 28, 28\]"):
+        study(sizes, {"source": "fashion-denoise", "limit": 50, "test_limit": 5}, engine="inline")
+    with pytest.raises(ModelError, match=r"failed in layer 'stage1.conv1'|fails on text data of shape"):
+        study(sizes, {"source": "glosses", "limit": 50, "test_limit": 5}, engine="inline")
     assert calls(toy) == []
+
+
+def test_the_best_so_far_counts_runs_of_an_earlier_study(toy: Path, sizes: Design, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    study(replace(sizes, seeds=3), out=tmp_path, engine="inline", latency=False)
+    study(replace(sizes, seeds=4), out=tmp_path, engine="inline", latency=False, progress=events.append)
+    assert (events[0]["best"]["label"], events[0]["best"]["runs"]) == ("kernel_size=5", 3)
+    assert events[-1]["best"]["runs"] == 4
 
 
 # ---------------------------------------------------------------- with real trainings

@@ -15,8 +15,8 @@ from torch import nn
 
 from convscope import engines
 from convscope.engines import RETRIES, Engine, Outcome, Task
-from convscope.errors import ConvscopeError, RequestError, StoreError
-from convscope.models import InputSpec, _kept_rng
+from convscope.errors import ConvscopeError, ModelError, RequestError, StoreError
+from convscope.models import InputSpec, _kept_rng, set_eval
 from convscope.studies import costs, design_file, sql
 from convscope.studies.data import Data, dataset
 from convscope.studies.design import Design, data_arguments
@@ -25,6 +25,7 @@ from convscope.studies.plan import Planned, RunConfig, configure, digest, plan
 from convscope.studies.record import COSTS, RESULTS, RUNS, TABLES, Record
 from convscope.studies.results import Cost, Run, StudyResult, VariantResult, latencies
 from convscope.studies.run import remember, training
+from convscope.studies.scoring import check_outputs
 from convscope.studies.version import code_version
 
 RUN = "convscope.studies.run:run"
@@ -135,15 +136,25 @@ def _data(design: Design, data: str | Mapping[str, Any] | Data | None) -> tuple[
             raise RequestError(
                 "the study has no data; give data='fashion' or the path of yours, or name it in the design."
             )
-        try:
-            found = dataset(**arguments)
-        except TypeError as error:
-            raise RequestError(f"data={arguments} cannot be read: {error}.") from error
+        found = dataset(**arguments)
     remember(found)
     for name in ("source", "test"):  # workers may begin in another folder
         if os.path.exists(arguments.get(name) or ""):
             arguments[name] = os.path.abspath(arguments[name])
     return found, {**arguments, "hash": found.hash}
+
+
+def _check_device(device: str) -> None:
+    kind, _, number = device.partition(":")
+    there = {
+        "cuda": torch.cuda.device_count,
+        "mps": lambda: int(torch.backends.mps.is_available()),
+    }.get(kind, lambda: 1)()
+    if not there or (number.isdigit() and int(number) >= there):
+        raise RequestError(
+            f"device={device!r} is not there: torch finds {there} of that kind; take device='cpu', or engine='ray' with a "
+            "cluster that has it."
+        )
 
 
 class _Study:
@@ -178,6 +189,8 @@ class _Study:
 
     def check(self) -> None:
         """What is wrong with all runs is said at once, before anything is started."""
+        if self.engine.name != "ray":  # whose machines may have what this one lacks
+            _check_device(self.design.device)
         for place in range(len(self.variants)):
             training(self._config(place))
 
@@ -206,6 +219,7 @@ class _Study:
             if key not in known:
                 try:
                     module, spec = self._built(place)
+                    self._check_fit(module, spec)
                 except ConvscopeError as error:
                     reasons.append(error)
                     continue
@@ -213,7 +227,25 @@ class _Study:
                 self.record.put(COSTS, key, known[key])
             self.costs[place] = known[key]
         if reasons and not self.costs:
-            raise reasons[0]  # no variant can be built: the base is wrong
+            raise reasons[0]  # no variant can be built, or none fits the data: the base is wrong
+
+    def _check_fit(self, module: nn.Module, spec: InputSpec | None) -> None:
+        """Refuses a network that fails on the data, or whose outputs are not what the data asks for."""
+        inputs, targets = self.data.validation.batch(torch.arange(min(2, len(self.data.validation))))
+        set_eval(module)
+        try:
+            with torch.no_grad(), _kept_rng(0):
+                outputs = module(inputs if spec is None else spec.normalize(inputs))
+        except ConvscopeError:
+            raise
+        except Exception as error:  # the network's own code: anything may come
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"base={self.design.base!r} fails on {self.data.kind} data of shape {list(inputs.shape)} "
+                f"({type(error).__name__}: {reason}); give data that it can take, or another base."
+            ) from error
+        if isinstance(outputs, torch.Tensor):  # of anything else the training says what to do
+            check_outputs(outputs, targets)
 
     def train(self) -> None:
         """All runs that are not finished, in order; each is kept as it ends."""
@@ -221,6 +253,8 @@ class _Study:
             run.config.key: run for run in self.planned
         }  # variants that come to the same share their runs
         self.done = self.record.found(RUNS, keys)
+        for key in self.done:
+            self._count(key)
         left = [key for key in keys if key not in self.done]
         tasks = [Task(key, self._payload(keys[key].config)) for key in left]
         self.began = time.perf_counter()
@@ -344,7 +378,7 @@ class _Study:
         base = code_version(self.design.base, any(variant.rules for variant in self.variants))
         return StudyResult(
             self.design,
-            self.data.to_dict(),
+            {**self.data.to_dict(), **({"values": True} if self.data.values else {})},
             base,
             tuple(variants),
             tuple(failed),

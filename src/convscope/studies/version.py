@@ -23,6 +23,7 @@ _AROUND = {
         "__init__.py",
         "design.py",
         "design_file.py",
+        "data_check.py",
         "plan.py",
         "version.py",
         "record.py",
