@@ -261,6 +261,14 @@ def test_the_best_so_far_counts_runs_of_an_earlier_study(toy: Path, sizes: Desig
     assert events[-1]["best"]["runs"] == 4
 
 
+def test_a_prediction_of_values_is_told_as_one(toy: Path, sizes: Design, tmp_path: Path) -> None:
+    dense = replace(sizes, arguments={"width": 2, "upsampling": "nearest"}, seeds=1)
+    source = {"source": "fashion-denoise", "limit": 50, "test_limit": 5}
+    result = study(dense, source, out=tmp_path, engine="inline", latency=False)
+    assert result.data["values"] is True
+    assert "test R² in percent" in StudyResult.from_record(tmp_path)._repr_html_()
+
+
 # ---------------------------------------------------------------- with real trainings
 
 

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from convscope.commands.options import OUTPUT, OUTPUT_DEFAULT, Flag, OutFlag, OutputOptions
 from convscope.commands.terminal import console_of, escape, kept, print_result, print_table, say, visible
-from convscope.errors import RequestError
+from convscope.errors import RequestError, UnknownName, nearest
 
 
 def study(
@@ -53,13 +53,16 @@ def study(
     """
     from convscope import tour
     from convscope.studies import design_file
-    from convscope.studies.results import StudyResult
+    from convscope.studies.results import COSTS, StudyResult
     from convscope.studies.study import study as train
+    from convscope.studies.tables import failures
 
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for package.module:factory; last, so that nothing is shadowed
     if not 0 < margin < 100:
         raise RequestError(f"margin={margin} must be percentage points above 0 and below 100.")
+    if cost not in COSTS:
+        raise UnknownName(f"cost={cost!r} must be one of {', '.join(COSTS)}{nearest(cost, COSTS)}")
     wanted = design_file.read(design)
     folder = out or Path(f"study-{wanted.name}")
     if show:
@@ -77,8 +80,8 @@ def study(
                 fresh=fresh,
                 progress=progress,
             )
-    page = tour.studied(found, folder)
     choice = found.choose(cost, margin / 100) if found.metrics else None
+    page = tour.studied(found, folder, choice)
     if output.json:
         print_result(
             {
@@ -93,10 +96,8 @@ def study(
         if choice is not None:
             print_table(*found.table())
             print(f"\n{visible(choice.text)}")
-    for failure in found.failed:
-        label = found.variants[failure["variant"]].label
-        tries = f"tried {failure['attempts']} time{'s' if failure['attempts'] > 1 else ''}"
-        say(escape(f"failed: {label}, seed {failure['seed']} ({tries}): {failure['reason']}"))
+    for line in failures(found):
+        say(escape(f"failed: {line}"))
     say(f"As a page: {escape(str(page))}")
     return 1 if found.failed else 0
 

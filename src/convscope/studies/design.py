@@ -359,10 +359,8 @@ def _levels(name: Any, levels: Any) -> Levels:
 def _check_name(name: Any) -> None:
     """Files are called after it."""
     plain = isinstance(name, str) and 0 < len(name) <= MOST_NAME and name.isprintable()
-    if not plain or name.strip(" .") != name or any(mark in name for mark in '/\\:*?"<>|'):
-        raise RequestError(
-            f"name={name!r} must be a short text without / and the like: files are called after it."
-        )
+    if not plain or name.strip(" .") != name or any(mark in name for mark in "/\\"):
+        raise RequestError(f"name={name!r} must be a short text without / and \\: files are called after it.")
 
 
 def _check_level(where: str, key: str, value: Level) -> None:
