@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import convscope
+from convscope.commands.study import said
 from convscope.errors import BadInput, ModelError, RequestError, StoreError, StoreMismatch, UnknownName
 from convscope.store import Store
 from convscope.studies import run as runs
@@ -267,6 +268,17 @@ def test_a_prediction_of_values_is_told_as_one(toy: Path, sizes: Design, tmp_pat
     result = study(dense, source, out=tmp_path, engine="inline", latency=False)
     assert result.data["values"] is True
     assert "test R² in percent" in StudyResult.from_record(tmp_path)._repr_html_()
+
+
+def test_a_damaged_record_is_told_and_made_again(toy: Path, sizes: Design, tmp_path: Path) -> None:
+    study(sizes, out=tmp_path, engine="inline", latency=False)
+    before, events = kept(tmp_path), list[dict[str, Any]]()
+    for path in sorted((tmp_path / "records" / "runs").iterdir())[:2]:
+        path.write_text(path.read_text().replace('"test": 0.', '"test": 1.'))
+    study(sizes, out=tmp_path, engine="inline", latency=False, progress=events.append)
+    assert [event["damaged"] for event in events] == [2, 2, 2]
+    assert "2 damaged and made again" in said(events[1])
+    assert kept(tmp_path) == before
 
 
 # ---------------------------------------------------------------- with real trainings

@@ -159,6 +159,8 @@ def said(event: dict[str, Any]) -> str:
         parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
     if event["failed"]:
         parts.append(f"{event['failed']} failed")
+    if event.get("damaged"):
+        parts.append(f"{event['damaged']} damaged and made again")
     if best:
         runs = f"{best['runs']} run{'s' if best['runs'] > 1 else ''}"
         parts.append(f"best so far {best['label']} ({best['metric']} {100 * best['mean']:.2f} %, {runs})")

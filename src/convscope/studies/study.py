@@ -67,8 +67,9 @@ def study(
         fresh: throw away what the folder holds.
         retries: further attempts that a run gets whose worker died or that failed; then it is reported.
         latency: time each variant on this machine, once the trainings are over.
-        progress: called with {"done", "total", "rate" (runs a second), "seconds_left", "best", "failed"} as runs end;
-            "best" is {"label", "metric", "mean", "runs"} or None.
+        progress: called with {"done", "total", "rate" (runs a second), "seconds_left", "best", "failed", "damaged"} as
+            runs end; "best" is {"label", "metric", "mean", "runs"} or None, "damaged" counts records that could not be
+            read and are made again.
 
     Returns:
         What was found; runs that failed are listed in it.
@@ -174,6 +175,7 @@ class _Study:
         self.engine, self.retries, self.progress = engine, retries, progress
         self.variants = design.variants()
         self.planned = plan(design, about)
+        self.damaged = record.damaged
         self.spec: InputSpec | None = None if data.kind == "text" else data.input
         self.done: dict[str, dict[str, Any]] = {}  # key of a run -> its record
         self.costs: dict[int, dict[str, Any]] = {}
@@ -322,6 +324,7 @@ class _Study:
                 "seconds_left": (total - done) / rate if rate else None,
                 "best": self._best(),
                 "failed": len(self.failed),
+                "damaged": self.damaged,
             }
         )
 
