@@ -271,14 +271,14 @@ def test_a_prediction_of_values_is_told_as_one(toy: Path, sizes: Design, tmp_pat
 
 
 def test_a_damaged_record_is_told_and_made_again(toy: Path, sizes: Design, tmp_path: Path) -> None:
-    study(sizes, out=tmp_path, engine="inline", latency=False)
-    before, events = kept(tmp_path), list[dict[str, Any]]()
-    for path in sorted((tmp_path / "records" / "runs").iterdir())[:2]:
+    study(sizes, out=tmp_path / "a", engine="inline", latency=False)
+    before, events = kept(tmp_path / "a"), list[dict[str, Any]]()
+    for path in sorted((tmp_path / "a" / "records" / "runs").iterdir())[:2]:
         path.write_text(path.read_text().replace('"test": 0.', '"test": 1.'))
-    study(sizes, out=tmp_path, engine="inline", latency=False, progress=events.append)
+    study(sizes, out=tmp_path / "a", engine="inline", latency=False, progress=events.append)
     assert [event["damaged"] for event in events] == [2, 2, 2]
     assert "2 damaged and made again" in said(events[1])
-    assert kept(tmp_path) == before
+    assert kept(tmp_path / "a") == before
 
 
 # ---------------------------------------------------------------- with real trainings
