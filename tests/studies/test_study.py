@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import convscope
 from convscope.commands.study import said
 from convscope.errors import BadInput, ModelError, RequestError, StoreError, StoreMismatch, UnknownName
 from convscope.store import Store
+from convscope.studies import given
 from convscope.studies import run as runs
 from convscope.studies.data import dataset
 from convscope.studies.design import Design
@@ -377,3 +379,39 @@ def test_a_loaded_network_is_trained_further_with_its_own_normalization() -> Non
 def test_a_base_that_cannot_be_built_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises((ModelError, RequestError), match="kernel_size"):
         study(replace(REAL, factors={"kernel_size": [-1, -2]}), engine="inline", latency=False)
+
+
+def test_a_net_is_the_base_of_a_study_on_every_engine(tmp_path: Path) -> None:
+    made = convscope.rewrite(convscope.load("fashion"), "kernel_size:1", where="block1.conv1").net
+    before = made.sha256
+    design = {
+        "base": made,
+        "factors": {"training.lr": [0.01, 0.0001]},
+        "seeds": 1,
+        "budget": {"epochs": 1},
+        "training": {"batch": 16},
+        "data": {"source": "fashion", "limit": 40, "test_limit": 20},
+    }
+    first = study(design, out=tmp_path / "a", engine="inline", latency=False)
+    second = study(design, out=tmp_path / "b", engine="process", workers=1, latency=False)
+    assert kept(tmp_path / "a") == kept(tmp_path / "b")
+    assert (first.done, second.failed, made.sha256) == (2, (), before)
+    assert first.design.base.startswith("given:fashion-kernel_size-size-1?key=k")
+    assert first.variants[0].cost.params == sum(p.numel() for p in made.module.parameters())
+    assert first.variants[0].runs[0].curves != first.variants[1].runs[0].curves
+
+
+def test_a_net_is_named_by_what_it_is() -> None:
+    net = convscope.load("fashion")
+    same, other = convscope.load("fashion"), convscope.rewrite(net, "pool:average").net
+    assert given.text_of(net) == given.text_of(same)
+    assert (
+        given.text_of(other).partition("?")[2] != given.text_of(net).partition("?")[2]
+    )  # the weights are equal
+    design = replace(REAL, base=net, factors={"depth": [1]}, arguments={})
+    with pytest.raises(RequestError, match="base 'fashion' is a network, which takes no argument 'depth'"):
+        study(design, engine="inline")
+    with pytest.raises(RequestError, match="was given as an object, which this process does not have"):
+        study(replace(REAL, base="given:fashion?key=k0", arguments={}), engine="inline")
+    with pytest.raises(RequestError, match="base=Linear must be text, .* or a Net: convscope.load"):
+        replace(REAL, base=nn.Linear(2, 2))

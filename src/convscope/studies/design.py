@@ -19,8 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
+from torch import nn
+
 from convscope.errors import RequestError, UnknownName, nearest
+from convscope.models import Net
 from convscope.rewrites.text import parse
+from convscope.studies import given
 from convscope.studies.data_check import check_data
 
 Mode: TypeAlias = Literal["full", "one-at-a-time"]
@@ -100,7 +104,8 @@ class Design:
 
     Args:
         base: the network that varies: a factory, "package.module:factory", or whatever `convscope.load` takes as text
-            (a trained network is then trained further, "recipe:FOLDER" among them).
+            (a trained network is then trained further, "recipe:FOLDER" among them); or a `Net`, such as
+            `rewrite(...).net`, which stands in the design under a name with its hash.
         factors: name -> its levels; see the top of this file.
         seeds: how many (0, 1, ...), or which. A seed fixes initial weights, order and augmentation; all variants share
             the seeds, so that they are compared pair by pair.
@@ -142,8 +147,14 @@ class Design:
     title: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.base, Net):
+            self._set("base", given.text_of(self.base))
         if not isinstance(self.base, str) or not self.base.strip():
-            raise RequestError(f"base={self.base!r} must be text: a factory, or what convscope.load takes.")
+            shown_base = type(self.base).__name__ if isinstance(self.base, nn.Module) else repr(self.base)
+            raise RequestError(
+                f"base={shown_base} must be text, a factory or what convscope.load takes; or a Net: "
+                "convscope.load(module, input=...) makes one."
+            )
         if self.mode not in get_args(Mode):
             raise UnknownName(
                 f"mode={self.mode!r} must be one of {', '.join(get_args(Mode))}{nearest(str(self.mode), get_args(Mode))}"

@@ -17,7 +17,7 @@ from convscope import engines
 from convscope.engines import RETRIES, Engine, Outcome, Task
 from convscope.errors import ConvscopeError, ModelError, RequestError, StoreError
 from convscope.models import InputSpec, _kept_rng, set_eval
-from convscope.studies import costs, design_file, sql
+from convscope.studies import costs, design_file, given, sql
 from convscope.studies.data import Data, dataset
 from convscope.studies.design import Design, data_arguments
 from convscope.studies.network import network
@@ -258,11 +258,14 @@ class _Study:
         for key in self.done:
             self._count(key)
         left = [key for key in keys if key not in self.done]
-        tasks = [Task(key, self._payload(keys[key].config)) for key in left]
+        function, more = RUN, dict[str, Any]()
+        if given.is_given(self.design.base) and self.engine.name != "inline":
+            function, more = given.RUN, {"given": given.packed(self.design.base)}
+        tasks = [Task(key, self._payload(keys[key].config) | more) for key in left]
         self.began = time.perf_counter()
         self._tell()
         self.record.log(event="start", engine=self.engine.name, runs=len(left), of=len(keys))
-        self.engine.run(RUN, tasks, self._finish, retries=self.retries, on_retry=self._retry)
+        self.engine.run(function, tasks, self._finish, retries=self.retries, on_retry=self._retry)
 
     def _payload(self, config: RunConfig) -> dict[str, Any]:
         checkpoint = self.record.checkpoint(config.key) if self.engine.shares_disk else None
