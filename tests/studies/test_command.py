@@ -44,6 +44,19 @@ def test_a_study_is_trained_shown_and_shown_again(design: Path, capsys: pytest.C
     assert capsys.readouterr().out == out
 
 
+def test_figures_are_shown_where_the_page_cannot_be_written(
+    design: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", str(design), "--engine", "inline", "--out", "made"]) == 0
+    told = capsys.readouterr().out
+    Path("made", "studies.html").unlink()
+    Path("made", "studies.html").mkdir()  # as good as a folder that may only be read
+    assert main(["study", str(design), "--show", "--out", "made"]) == 0
+    out, err = capsys.readouterr()
+    assert out == told
+    assert "No page: cannot write 'made/studies.html'" in err
+
+
 def test_json_is_one_document(design: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "study",

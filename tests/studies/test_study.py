@@ -24,6 +24,7 @@ from convscope.errors import BadInput, ModelError, RequestError, StoreError, Sto
 from convscope.store import Store
 from convscope.studies import given
 from convscope.studies import run as runs
+from convscope.studies import study as studies
 from convscope.studies.data import dataset
 from convscope.studies.design import Design
 from convscope.studies.plan import plan
@@ -270,6 +271,21 @@ def test_a_prediction_of_values_is_told_as_one(toy: Path, sizes: Design, tmp_pat
     result = study(dense, source, out=tmp_path, engine="inline", latency=False)
     assert result.data["values"] is True
     assert "test R² in percent" in StudyResult.from_record(tmp_path)._repr_html_()
+
+
+def test_what_is_finished_can_be_looked_at_while_the_study_runs(
+    toy: Path, sizes: Design, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "PUBLISHED", 0.0)
+    monkeypatch.setattr(studies, "_SHARE", 0.0)
+    found: list[int] = []
+
+    def look(event: dict[str, Any]) -> None:
+        if event["done"]:
+            found.append(StudyResult.from_record(tmp_path).done)
+
+    study(sizes, out=tmp_path, engine="inline", latency=False, progress=look)
+    assert found == list(range(1, 13))
 
 
 def test_a_damaged_record_is_told_and_made_again(toy: Path, sizes: Design, tmp_path: Path) -> None:

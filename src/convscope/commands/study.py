@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from convscope.commands.options import OUTPUT, OUTPUT_DEFAULT, Flag, OutFlag, OutputOptions
 from convscope.commands.terminal import console_of, escape, kept, print_result, print_table, say, visible
-from convscope.errors import RequestError, UnknownName, nearest
+from convscope.errors import RequestError, StoreError, UnknownName, nearest
 
 
 def study(
@@ -81,14 +81,19 @@ def study(
                 progress=progress,
             )
     choice = found.choose(cost, margin / 100) if found.metrics else None
-    page = tour.studied(found, folder, choice)
+    page: Path | None = None
+    unwritten = ""
+    try:
+        page = tour.studied(found, folder, choice)
+    except StoreError as error:  # the figures are there, and worth more
+        unwritten = str(error)
     if output.json:
         print_result(
             {
                 **found.to_dict(),
                 "choice": None if choice is None else choice.to_dict(),
                 "folder": str(folder),
-                "page": str(page),
+                "page": None if page is None else str(page),
             }
         )
     else:
@@ -98,7 +103,7 @@ def study(
             print(f"\n{visible(choice.text)}")
     for line in failures(found):
         say(escape(f"failed: {line}"))
-    say(f"As a page: {escape(str(page))}")
+    say(f"As a page: {escape(str(page))}" if page else f"No page: {escape(unwritten)}")
     return 1 if found.failed else 0
 
 

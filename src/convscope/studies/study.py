@@ -29,6 +29,8 @@ from convscope.studies.scoring import check_outputs
 from convscope.studies.version import code_version
 
 RUN = "convscope.studies.run:run"
+PUBLISHED = 30.0  # seconds after which what is finished is written again as one file, at least
+_SHARE = 100  # times as long as that took, at least
 Event: TypeAlias = dict[str, Any]
 Progress: TypeAlias = Callable[[Event], None]
 
@@ -181,6 +183,7 @@ class _Study:
         self.costs: dict[int, dict[str, Any]] = {}
         self.failed: dict[str, Outcome] = {}
         self.began, self.finished_now = 0.0, 0
+        self.publish_next = time.perf_counter() + PUBLISHED
         self.places: dict[
             str, list[int]
         ] = {}  # key of a run -> its variants, more than one where they come to the same
@@ -294,6 +297,8 @@ class _Study:
             seconds=round(outcome.seconds, 4),
             **times,
         )
+        if time.perf_counter() >= self.publish_next:
+            self.publish()
         self._tell()
 
     def _retry(self, task: Task) -> None:
@@ -351,10 +356,13 @@ class _Study:
         return {"label": label, "metric": self.metric, "mean": total / count, "runs": count}
 
     def publish(self) -> None:
-        """What is finished, as files."""
+        """What is finished, as files, which `--show` reads while the study runs or after it was killed."""
+        began = time.perf_counter()
         result = self.result(0.0)
         self.record.write(RESULTS, json.dumps(result.content(), indent=1, allow_nan=False) + "\n")
         self.record.write(TABLES, sql.database(result))
+        ended = time.perf_counter()
+        self.publish_next = ended + max(PUBLISHED, _SHARE * (ended - began))
 
     def result(self, seconds: float) -> StudyResult:
         """What is finished."""
