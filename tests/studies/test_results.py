@@ -104,6 +104,8 @@ def test_the_best_is_chosen_where_all_cheaper_ones_lose_more() -> None:
 
 def test_the_best_may_be_the_cheapest() -> None:
     choice = made({1: [0.9, 0.91, 0.9], 3: [0.7, 0.71, 0.7]}).choose()
+    assert str(choice) == choice.text
+    assert "none costs less" in choice._repr_html_()
     assert choice.text == "Take kernel_size=1: it has the best test accuracy, and none costs less (by MACs)."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from convscope.errors import RequestError
@@ -36,7 +37,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Choice:
-    """The answer to "which should I choose".
+    """The answer to "which should I choose"; prints as its text.
 
     Attributes:
         conclusive: whether it is known.
@@ -58,6 +59,12 @@ class Choice:
     losses: tuple[Loss, ...]
     seeds: int | None
     text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.text)}</p>"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

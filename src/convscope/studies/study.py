@@ -236,7 +236,8 @@ class _Study:
 
     def _check_fit(self, module: nn.Module, spec: InputSpec | None) -> None:
         """Refuses a network that fails on the data, or whose outputs are not what the data asks for."""
-        inputs, targets = self.data.validation.batch(torch.arange(min(2, len(self.data.validation))))
+        count = min(64 if spec is None else 2, len(self.data.validation))  # a sentence alone may be too short
+        inputs, targets = self.data.validation.batch(torch.arange(count))
         set_eval(module)
         try:
             with torch.no_grad(), _kept_rng(0):
