@@ -30,6 +30,7 @@ from convscope.models import InputLike, Net, as_net
 from convscope.rewrites.compare_several import Comparisons
 from convscope.rewrites.compare_table import Comparison
 from convscope.store import Store
+from convscope.studies.choice import Choice
 from convscope.studies.results import StudyResult
 from convscope.studies.shelf import made_here, records
 
@@ -192,12 +193,13 @@ def _told(studies: Mapping[str, StudyResult]) -> dict[str, dict[str, Any]]:
     }
 
 
-def studied(found: StudyResult, out: str | os.PathLike[str]) -> Path:
+def studied(found: StudyResult, out: str | os.PathLike[str], choice: Choice | None = None) -> Path:
     """Writes the page of one study.
 
     Args:
         found: what `convscope.study` gave.
         out: the folder, such as that of its record; one that holds a report gets the page added.
+        choice: what it says to take, by another cost or margin than usual.
 
     Returns:
         The page.
@@ -212,7 +214,10 @@ def studied(found: StudyResult, out: str | os.PathLike[str]) -> Path:
         'studies.html'
     """
     folder = Path(out)
-    return site.write(folder, studies=_told({found.design.name: found})).parent / "studies.html"
+    told = _told({found.design.name: found})
+    if choice is not None:
+        told[found.design.name]["summary"]["choice"] = choice.to_dict()
+    return site.write(folder, studies=told).parent / "studies.html"
 
 
 def _teller(made: Atlas, progress: Progress | None) -> Callable[[str], None]:

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from convscope.commands.options import OUTPUT, OUTPUT_DEFAULT, Flag, OutFlag, OutputOptions
 from convscope.commands.terminal import console_of, escape, kept, print_result, print_table, say, visible
-from convscope.errors import RequestError
+from convscope.errors import RequestError, StoreError, UnknownName, nearest
 
 
 def study(
@@ -53,13 +53,16 @@ def study(
     """
     from convscope import tour
     from convscope.studies import design_file
-    from convscope.studies.results import StudyResult
+    from convscope.studies.results import COSTS, StudyResult
     from convscope.studies.study import study as train
+    from convscope.studies.tables import failures
 
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for package.module:factory; last, so that nothing is shadowed
     if not 0 < margin < 100:
         raise RequestError(f"margin={margin} must be percentage points above 0 and below 100.")
+    if cost not in COSTS:
+        raise UnknownName(f"cost={cost!r} must be one of {', '.join(COSTS)}{nearest(cost, COSTS)}")
     wanted = design_file.read(design)
     folder = out or Path(f"study-{wanted.name}")
     if show:
@@ -77,15 +80,20 @@ def study(
                 fresh=fresh,
                 progress=progress,
             )
-    page = tour.studied(found, folder)
     choice = found.choose(cost, margin / 100) if found.metrics else None
+    page: Path | None = None
+    unwritten = ""
+    try:
+        page = tour.studied(found, folder, choice)
+    except StoreError as error:  # the figures are there, and worth more
+        unwritten = str(error)
     if output.json:
         print_result(
             {
                 **found.to_dict(),
                 "choice": None if choice is None else choice.to_dict(),
                 "folder": str(folder),
-                "page": str(page),
+                "page": None if page is None else str(page),
             }
         )
     else:
@@ -93,11 +101,9 @@ def study(
         if choice is not None:
             print_table(*found.table())
             print(f"\n{visible(choice.text)}")
-    for failure in found.failed:
-        label = found.variants[failure["variant"]].label
-        tries = f"tried {failure['attempts']} time{'s' if failure['attempts'] > 1 else ''}"
-        say(escape(f"failed: {label}, seed {failure['seed']} ({tries}): {failure['reason']}"))
-    say(f"As a page: {escape(str(page))}")
+    for line in failures(found):
+        say(escape(f"failed: {line}"))
+    say(f"As a page: {escape(str(page))}" if page else f"No page: {escape(unwritten)}")
     return 1 if found.failed else 0
 
 
@@ -158,6 +164,8 @@ def said(event: dict[str, Any]) -> str:
         parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
     if event["failed"]:
         parts.append(f"{event['failed']} failed")
+    if event.get("damaged"):
+        parts.append(f"{event['damaged']} damaged and made again")
     if best:
         runs = f"{best['runs']} run{'s' if best['runs'] > 1 else ''}"
         parts.append(f"best so far {best['label']} ({best['metric']} {100 * best['mean']:.2f} %, {runs})")
