@@ -142,3 +142,59 @@ def test_overfitting_is_the_gap_from_training_to_test(tmp_path: Path, train: flo
     (tmp_path / "pool.json").write_text(json.dumps(StudyResult(design, {}, {}, variants).content()))
     asked: Any = SimpleNamespace(studies=tmp_path)
     assert told._overfitting(asked).verdict is verdict
+
+
+def recorded(folder: Path, factors: dict[str, list[Any]], scores: list[float]) -> Any:
+    """A shelf with one study of these factors, whose variants score as said over three seeds."""
+    from convscope.studies.design import Design
+    from convscope.studies.results import Run, StudyResult, VariantResult
+
+    design = Design("convscope.studies.networks:small_cnn", factors, seeds=3)
+    variants = tuple(
+        VariantResult(
+            dict(variant.values),
+            variant.label,
+            None,
+            tuple(Run(v, k, f"{v}{k}", {"test": mean + 0.001 * k * (v + 1)}) for k in range(3)),
+        )
+        for v, (variant, mean) in enumerate(zip(design.variants(), scores, strict=True))
+    )
+    folder.mkdir(exist_ok=True)
+    name = "-".join(factors)
+    (folder / f"{name}.json").write_text(json.dumps(StudyResult(design, {}, {}, variants).content()))
+    return SimpleNamespace(studies=folder)
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ([0.70, 0.80, 0.80, 0.70], "holds"),  # max with 2 and 4, average with 2 and 4
+        (
+            [0.80, 0.80, 0.70, 0.70],
+            "holds when large windows are meant; in small ones it is the other way round",
+        ),
+        (
+            [0.70, 0.70, 0.80, 0.80],
+            "holds when small windows are meant; in large ones it is the other way round",
+        ),
+        ([0.80, 0.70, 0.70, 0.80], "does not hold here"),
+    ],
+)
+def test_windows_are_judged_in_both_halves(tmp_path: Path, scores: list[float], verdict: str) -> None:
+    asked = recorded(tmp_path, {"pooling": ["max", "average"], "pool_size": [2, 4]}, scores)
+    assert told._windows(asked).verdict_text == verdict
+
+
+def test_one_half_is_not_both(tmp_path: Path) -> None:
+    asked = recorded(tmp_path, {"pooling": ["max", "average"], "pool_size": [4]}, [0.8, 0.7])
+    assert told._windows(asked).verdict is Verdict.WHEN
+    assert "of the others no study is recorded" in told._windows(asked).when
+
+
+def test_either_kind_may_be_better(tmp_path: Path) -> None:
+    recorded(tmp_path, {"head": ["average", "flatten"]}, [0.6, 0.8])
+    asked = recorded(tmp_path, {"pooling": ["max", "fractional"]}, [0.7, 0.8])
+    assert told._better(asked).verdict_text == "holds when fractional pooling is meant"
+    recorded(tmp_path, {"pooling": ["max", "fractional"]}, [0.7, 0.6])
+    assert told._better(asked).verdict is Verdict.NOT
+    assert told._better(asked).sentence.count("In the study") == 2

@@ -35,13 +35,7 @@ def findings(
         _robust(moved),
         _sharpest(maps),
         _presence(noise),
-        trained(
-            asked,
-            "K8",
-            "a study of max against average pooling with windows of four",
-            first={"pooling": "max", "pool_size": 4},
-            second={"pooling": "average", "pool_size": 4},
-        ),
+        _windows(asked),
         _better(asked),
         _without(cost),
         _strided(asked, kinds),
@@ -204,8 +198,44 @@ def _presence(noise: dict[str, Any]) -> Finding:
     return found("K7", False, test, say, **told)
 
 
+def _windows(asked: Asked) -> Finding:
+    """K8, both halves: max in large windows, and average in small ones."""
+    test = "a study of max against average pooling with windows of four, and of average against max with windows of two"
+    made = [
+        trained(
+            asked,
+            "K8",
+            test,
+            first={"pooling": one, "pool_size": window},
+            second={"pooling": other, "pool_size": window},
+        )
+        for one, other, window in (("max", "average", 4), ("average", "max", 2))
+    ]
+    large, small = made
+    if not (large.figures and small.figures):
+        half = next((one for one in made if one.figures), large)
+        if half.verdict is not Verdict.HOLDS:
+            return half
+        when = (
+            f"{'large' if half is large else 'small'} windows are meant; of the others no study is recorded"
+        )
+        return replace(half, verdict=Verdict.WHEN, when=when)
+    figures = {**large.figures, **{f"small_{name}": value for name, value in small.figures.items()}}
+    both = replace(large, sentence=f"{large.sentence} {small.sentence}", figures=figures)
+    verdicts = {large.verdict, small.verdict}
+    if len(verdicts) == 1 and Verdict.OPEN not in verdicts:
+        return both
+    if Verdict.HOLDS in verdicts:
+        held, other = ("large", "small") if large.verdict is Verdict.HOLDS else ("small", "large")
+        rest = "it is the other way round" if Verdict.NOT in verdicts else "the seeds do not tell"
+        return replace(both, verdict=Verdict.WHEN, when=f"{held} windows are meant; in {other} ones {rest}")
+    return replace(
+        both, verdict=Verdict.OPEN, when="the seeds tell at most one of the two halves, against it"
+    )
+
+
 def _better(asked: Asked) -> Finding:
-    """K9: either kind may do."""
+    """K9: either kind may do; both are told."""
     pairs = (
         (
             "a study of a global average head against a flattened one",
@@ -215,8 +245,27 @@ def _better(asked: Asked) -> Finding:
         ("a study of fractional against max pooling", {"pooling": "fractional"}, {"pooling": "max"}),
     )
     made = [trained(asked, "K9", test, first=first, second=second) for test, first, second in pairs]
-    order = (Verdict.HOLDS, Verdict.NOT, Verdict.OPEN)
-    return min(made, key=lambda finding: (not finding.figures, order.index(finding.verdict)))
+    if not all(one.figures for one in made):
+        return next((one for one in made if one.figures), made[0])
+    kinds = dict(zip(("global average", "fractional"), made, strict=True))
+    better, unsure = (
+        [kind for kind, one in kinds.items() if one.verdict is verdict]
+        for verdict in (Verdict.HOLDS, Verdict.OPEN)
+    )
+    verdict, when = Verdict.NOT, ""
+    if better:
+        verdict = Verdict.HOLDS if len(better) == len(kinds) else Verdict.WHEN
+        when = "" if verdict is Verdict.HOLDS else f"{better[0]} pooling is meant"
+    elif unsure:
+        verdict, when = Verdict.OPEN, f"the seeds do not tell {' and '.join(unsure)} pooling from the other"
+    return Finding(
+        made[0].claim,
+        " and ".join(one.test for one in made),
+        {f"{kind} {name}": value for kind, one in kinds.items() for name, value in one.figures.items()},
+        verdict,
+        " ".join(one.sentence for one in made),
+        when,
+    )
 
 
 def _without(cost: dict[str, Any]) -> Finding:
