@@ -16,8 +16,8 @@ from convscope.answers.verdicts import fully_connected as told
 
 
 @pytest.fixture(scope="module")
-def fashion() -> Answer:
-    return convscope.ask("fully-connected", quick=True, studies="nowhere")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    return convscope.ask("fully-connected", quick=True, studies=tmp_path_factory.mktemp("none"))
 
 
 def test_the_equality_is_algebra(fashion: Answer) -> None:
