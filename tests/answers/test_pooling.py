@@ -66,8 +66,8 @@ def test_invariance_is_what_is_measured() -> None:
     assert told._invariant(moved(0.5, 0.3)).verdict is Verdict.WHEN
     assert told._invariant(moved(0.5, 0.6)).verdict is Verdict.NOT
     assert told._invariant(moved(0.5, 0.001)).verdict is Verdict.HOLDS
-    assert told._robust(moved(0.5, 0.3)).verdict is Verdict.HOLDS
-    assert told._robust(moved(0.5, 0.6)).verdict is Verdict.NOT
+    assert told._robust(moved(0.5, 0.3), {"rows": [{}]}).verdict is Verdict.HOLDS
+    assert told._robust(moved(0.5, 0.6), {"rows": [{}]}).verdict is Verdict.NOT
 
 
 def test_a_pool_over_a_smooth_map_changes_it_less() -> None:
@@ -89,6 +89,32 @@ def test_a_pool_over_a_smooth_map_changes_it_less() -> None:
     exchanged = {row["kind"]: row for row in pooling._kinds(asked, net, True)["rows"]}
     assert exchanged["strided"]["change"]["value"] < 1e-5  # of an average pool the same function
     assert exchanged["max"]["change"]["value"] > 0.01
+    assert set(exchanged["as it is"]["steady"]) == set(told.MOVES)
+    assert exchanged["strided"]["steady"] == exchanged["as it is"]["steady"]
+
+
+def test_the_class_of_a_global_average_stays_and_that_of_one_pixel_does_not() -> None:
+    x = torch.zeros(4, 1, 8, 8)
+    x[:, :, 4, 4] = 1.0
+    moves = {"shift by 1 px": functional.pad(x, (1, 0, 0, 0))[..., :8]}
+    whole = convscope.load(
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval(), input="1x8x8"
+    )
+    assert pooling._steady(whole, x, moves)["steady"]["shift by 1 px"]["value"] == 1.0
+    pixel = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    with torch.no_grad():
+        pixel[1].weight.zero_()
+        pixel[1].bias.copy_(torch.tensor([0.0, 0.5]))
+        pixel[1].weight[0, 4 * 8 + 4] = 1.0  # the first class is that this pixel is lit
+    steady = pooling._steady(convscope.load(pixel, input="1x8x8"), x, moves)["steady"]
+    assert steady["shift by 1 px"]["value"] == 0.0
+
+
+def test_other_kinds_are_on_the_same_map(fashion: Answer) -> None:
+    rows = {row[0]: row for row in fashion.tables[1].rows}
+    assert rows["global max"][2] == "100 %"
+    assert rows["fractional max"][1].endswith("19x19")
+    assert float(rows["global average"][2].split()[0]) < float(rows["average"][2].split()[0])
 
 
 def test_presence_and_whole() -> None:

@@ -172,7 +172,7 @@ def _sizes(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
 
 
 def _learning(asked: Asked, net: Net) -> tuple[Net, bool]:
-    """The network whose last layers are trained: the one asked for where its images are labelled and enough, else an embedded one."""
+    """The network whose last layers are trained: the one asked for where enough images are labelled, else an embedded one."""
     if asked.data is None or isinstance(asked.data, Tensor):
         known = net.labels == LABELS and net.input.shape == (1, 28, 28)
     else:

@@ -172,7 +172,7 @@ def refit_table(refitted: dict[str, Any]) -> Sheet:
         )
         for row in refitted["rows"]
     )
-    title = f"{refitted['net']} on {refitted['source']} of {sizes(refitted['size'])}, its last layers also fitted to that size"
+    title = f"{refitted['net']} at {sizes(refitted['size'])}, on {refitted['source']}, its last layers also fitted to that size"
     return Sheet(title, ("way", "accuracy>", "MACs>", "time>", ""), rows)
 
 

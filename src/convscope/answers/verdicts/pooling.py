@@ -32,7 +32,7 @@ def findings(
         _reduces(cost),
         _overfitting(asked),
         _parameters(cost),
-        _robust(moved),
+        _robust(moved, kinds),
         _sharpest(maps),
         _presence(noise),
         _windows(asked),
@@ -124,7 +124,7 @@ def _parameters(cost: dict[str, Any]) -> Finding:
     return found("K4", False, test, say, **told)
 
 
-def _robust(moved: dict[str, Any]) -> Finding:
+def _robust(moved: dict[str, Any], kinds: dict[str, Any]) -> Finding:
     pairs = {move: _of(moved, move) for move in MOVES}
     better = [move for move, (before, behind) in pairs.items() if behind < before]
     told: dict[str, Any] = {
@@ -137,6 +137,10 @@ def _robust(moved: dict[str, Any]) -> Finding:
     }
     test = "{images} pictures shifted, scaled, turned and with noise: change of the maps before and behind the poolings"
     say = "Behind the poolings the maps changed less under {better} of {moves} moves ({told})."
+    steady = kinds["rows"][0].get("steady")
+    if steady:
+        told["steady"] = ", ".join(f"{100 * steady[move]['value']:.0f} % ({move})" for move in MOVES)
+        say += " The class stayed for {steady}."
     if len(better) == len(pairs):
         return found("K5", True, test, say, **told)
     if better:
@@ -346,12 +350,22 @@ def moved_table(moved: dict[str, Any]) -> Sheet:
 
 
 def maps_table(maps: dict[str, Any]) -> Sheet:
-    rows = tuple(
+    rows = [
         (row["kind"], str(row["window"]), f"{100 * row['peak']:.0f} %", f"{row['steps']:.2f}")
         for row in maps["rows"]
-    )
-    title = f"max and average on the maps that {maps['layer']} takes"
-    return Sheet(title, ("kind", "window>", "of the peaks left>", "steps, of before>"), rows)
+    ]
+    named = {
+        "fractional": ("fractional max", "2, to {size}"),
+        "stride": ("none, every second value", "1, to {size}"),
+        "global max": ("global max", "all"),
+        "global average": ("global average", "all"),
+    }
+    for row in maps["others"]:
+        kind, window = named[row["kind"]]
+        step = "" if row["steps"] is None else f"{row['steps']:.2f}"
+        rows.append((kind, window.format(size=sizes(row["size"])), f"{100 * row['peak']:.0f} %", step))
+    title = f"kinds of pooling on the maps that {maps['layer']} takes"
+    return Sheet(title, ("kind", "window>", "of the peaks left>", "steps, of before>"), tuple(rows))
 
 
 def kinds_table(kinds: dict[str, Any]) -> Sheet:
@@ -359,19 +373,37 @@ def kinds_table(kinds: dict[str, Any]) -> Sheet:
         (
             row["kind"],
             f"{row['params']:,}" if "params" in row else f"refused: {row['reason']}",
+            f"{row['macs']:,}" if "macs" in row else "",
             *(Estimate(**row[key]).percent() if key in row else "" for key in ("change", "same", "accuracy")),
         )
         for row in kinds["rows"]
     )
     title = f"{kinds['net']} with other poolings, not retrained, on {kinds['source']}"
-    return Sheet(title, ("pooling", "parameters>", "change of the output>", "same class>", "accuracy>"), rows)
+    heads = ("pooling", "parameters>", "MACs>", "change of the output>", "same class>", "accuracy>")
+    return Sheet(title, heads, rows)
+
+
+def steady_table(kinds: dict[str, Any]) -> tuple[Sheet, ...]:
+    """How often the class stays under each move, for each kind of pooling; nothing of networks that give no class."""
+    rows = tuple(
+        (row["kind"], *(f"{100 * row['steady'][move]['value']:.0f} %" for move in MOVES))
+        for row in kinds["rows"]
+        if "steady" in row
+    )
+    title = (
+        f"how often {kinds['net']} gives the same class as before a move, of {kinds.get('moved')} pictures"
+    )
+    return (Sheet(title, ("pooling", *(f"{move}>" for move in MOVES)), rows),) if rows else ()
 
 
 def picture(maps: dict[str, Any]) -> Picture:
     high = float(maps["map"].max())
-    shown = [grey(maps[key], 0.0, high) for key in ("map", "maximum", "average")]
-    caption = f"Channel {maps['channel']} of what {maps['layer']} takes; after 2x2 max pooling, sharp; after average, smooth."
-    return Picture("sharp", caption, beside(shown, height=168))
+    shown = [grey(maps[key], 0.0, high) for key in ("map", "maximum", "average", "fractional", "stride")]
+    caption = (
+        f"Channel {maps['channel']} of what {maps['layer']} takes; after 2x2 max pooling, sharp; after average, smooth; after "
+        "fractional max; every second value alone."
+    )
+    return Picture("sharp", caption, beside(shown, height=140))
 
 
 def chart(maps: dict[str, Any]) -> Chart:
