@@ -15,7 +15,7 @@ from torch.nn import functional
 from convscope.answers.asked import Asked, Seen, needs_channels
 from convscope.answers.base import Draft, fill
 from convscope.answers.running import captured, outputs
-from convscope.answers.tuning import LEAST, Lesson
+from convscope.answers.tuning import LEAST, Lesson, mixed
 from convscope.answers.tuning import tuned as tuned_on
 from convscope.answers.verdicts.input_size import (
     anywhere,
@@ -188,7 +188,9 @@ def _lesson(asked: Asked, net: Net, own: bool) -> Lesson:
         images, labels, source = _pictures(asked, net, size, min(2 * count, max(asked.limit(net), 4 * LEAST)))
         assert labels is not None
         x = spec.normalize(images).to(net.input.dtype)
-        return Lesson((x[::2], labels[::2]), Seen(x[1::2], labels[1::2], f"every other of {source}"))
+        return Lesson(
+            mixed(x[::2], labels[::2], asked.seed), Seen(x[1::2], labels[1::2], f"every other of {source}")
+        )
     sets = []
     for split in ("train", "test"):
         images, labels = (part[:count] for part in clothes(split))

@@ -6,6 +6,7 @@ that were given every other one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from convscope.models import Net
 from convscope.studies.data import Data, Split
 from convscope.studies.finetune import LR, finetuned
 
+_BATCH, _STEPS = 32, 56
 LEAST = 40  # images: from fewer there is little to learn
 _QUICK, _FULL = 4e11, 2e13  # multiply-accumulates of a training at most
 
@@ -51,7 +53,13 @@ def lesson(asked: Asked, net: Net, images: Seen, *, own: bool) -> Lesson:
         x, labels = clothes("train")
         return Lesson((net.input.normalize(x), labels), images)
     scored = Seen(images.x[1::2], images.labels[1::2], f"every other of {images.source}")
-    return Lesson((images.x[::2], images.labels[::2]), scored)
+    return Lesson(mixed(images.x[::2], images.labels[::2], asked.seed), scored)
+
+
+def mixed(x: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Images and classes in an order of chance: a folder has them class by class, and a first part is to have all classes."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    return x[order], labels[order]
 
 
 def tuned(
@@ -71,7 +79,7 @@ def tuned(
         net: it stays as it is.
         taught: the images.
         layers: names or globs of those to train.
-        epochs, lr: of the training.
+        epochs, lr: of the training; of few images more epochs are made, so that there are steps enough to learn from.
         most: images a quick answer learns from.
     """
     macs = max(profile_of(net).totals.macs, 1)
@@ -79,9 +87,10 @@ def tuned(
     x, labels = taught.learn[0][:most], taught.learn[1][:most]
     if len(x) < LEAST:
         return f"{len(x)} images are too few to train on" if most >= LEAST else "not trained for its cost"
+    epochs = max(epochs, math.ceil(_STEPS * _BATCH / len(x)))
     try:
         return finetuned(
-            net, _data(net, x, labels), layers, epochs, lr=lr, seed=asked.seed, batch=min(32, len(x) // 2)
+            net, _data(net, x, labels), layers, epochs, lr=lr, seed=asked.seed, batch=min(_BATCH, len(x) // 2)
         )[0]
     except ConvscopeError as error:
         return str(error)
