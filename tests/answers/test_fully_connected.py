@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 import convscope
+from convscope.answers import fully_connected
+from convscope.answers.asked import Seen
 from convscope.answers.base import Answer, Verdict
+from convscope.answers.drawing import png
 from convscope.answers.verdicts import fully_connected as told
+from convscope.data import images
 
 
 @pytest.fixture(scope="module")
-def fashion() -> Answer:
-    return convscope.ask("fully-connected", quick=True, studies="nowhere")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    return convscope.ask("fully-connected", quick=True, studies=tmp_path_factory.mktemp("none"))
 
 
 def test_the_equality_is_algebra(fashion: Answer) -> None:
@@ -46,7 +52,7 @@ def test_the_map_follows_the_object_and_parameters_stay(fashion: Answer) -> None
     assert speed.figures["windows"] == 25
     assert "no study recorded yet" in speed.sentence
     assert "map of 5 x 5 scores" in fashion.statement
-    assert fashion.pictures[0].image.shape[0] == 56
+    assert fashion.pictures[0].image.shape[0] == 168
 
 
 def test_a_pooled_head_is_all_1x1() -> None:
@@ -83,3 +89,18 @@ def test_verdicts_follow_the_figures() -> None:
     slow = {"windows": 4, "size": [8, 8], "times": {"median": 0.9, "low": 0.8, "high": 1.0}}
     assert told._reduces(asked, counts, slow).verdict is Verdict.NOT
     assert told._reduces(asked, counts | {"whole": [100, 50]}, {"windows": 0}).verdict is Verdict.HOLDS
+
+
+def test_a_photograph_is_shown_in_grey_where_the_network_sees_grey(tmp_path: Path) -> None:
+    picture = np.zeros((90, 120, 3), np.uint8)
+    picture[:, :60] = (255, 0, 0)
+    (tmp_path / "photo.png").write_bytes(png(picture))
+    net = convscope.load("fashion")
+    given: Any = images(tmp_path / "photo.png")
+    asked: Any = SimpleNamespace(data=given)
+    made = convscope.rewrite(net, "convolutionalize").net
+    shown = fully_connected._map(asked, net, made, Seen(torch.zeros(1, 1, 28, 28), None, ""), True)
+    assert shown["name"] == "photo.png"
+    assert shown["photo"].shape == (1, 56, 56)
+    assert float(shown["photo"][0, 28, 5]) > 0.2 > float(shown["photo"][0, 28, 50])
+    assert shown["map"] == [5, 5]

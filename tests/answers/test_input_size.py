@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import convscope
+import convscope.data
 from convscope.answers import input_size
 from convscope.answers.base import Answer, Verdict
 from convscope.answers.verdicts import input_size as told
@@ -17,18 +19,32 @@ REFITTED: dict[str, Any] = {
     "net": "fashion",
     "size": [35, 39],
     "rows": [
-        {"how": how, "accuracy": {"value": value, "low": value, "high": value}}
-        for how, value in (("resize", 0.9), ("native", 0.7), ("native, last layer refitted", 0.8))
+        {
+            "how": how,
+            "accuracy": {"value": value, "low": value, "high": value},
+            "macs": 1e6,
+            "time": None,
+            "reason": None,
+        }
+        for how, value in (
+            ("resize", 0.9),
+            ("native", 0.7),
+            ("native, last layer refitted", 0.75),
+            ("native, last layers fine-tuned", 0.8),
+        )
     ],
     "best": "resize",
+    "ours": "native, last layers fine-tuned",
     "gain": {"value": -0.1, "low": -0.2, "high": -0.05},
     "images": 100,
+    "learned": 100,
+    "source": "clothes",
 }
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_size, "_refitted", lambda net, quick: REFITTED)
+    monkeypatch.setattr(input_size, "_refitted", lambda asked, net, own: REFITTED)
 
 
 def pooled(least: int = 0) -> nn.Module:
@@ -92,3 +108,29 @@ def test_refitting_learns(monkeypatch: pytest.MonkeyPatch) -> None:
         net, x + labels[:, None, None, None], labels, x[:20] + labels[:20, None, None, None]
     )
     assert (classes == labels[:20]).float().mean() > 0.9
+
+
+def test_every_way_has_accuracy_and_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {split: tuple(part[:60] for part in convscope.data.fashion(split)) for split in ("train", "test")}
+    monkeypatch.setattr(input_size, "clothes", lambda split: few[split])
+    asked: Any = SimpleNamespace(quick=True, seed=0, data=None)
+    net = convscope.load("fashion")
+    refitted = input_size._refitted(asked, net, True)
+    ways = {row["how"]: row for row in refitted["rows"]}
+    assert list(ways) == [
+        "resize", "crop", "pad", "tiles", "native", "native, last layer refitted", "native, last layers fine-tuned",
+    ]  # fmt: skip
+    assert all(row["macs"] > 0 and row["time"]["median"] > 0 for row in ways.values())
+    assert ways["tiles"]["macs"] > 3 * ways["resize"]["macs"]
+    x, labels = few["test"]
+    grown = torch.nn.functional.interpolate(x, (35, 39), mode="bicubic", antialias=True).clamp(0, 1)
+    cut = net.input.normalize(grown[:, :, 3:31, 5:33])
+    expected = float((net.module(cut).argmax(1) == labels).float().mean())
+    assert ways["crop"]["accuracy"]["value"] == pytest.approx(expected, abs=0.02)
+    assert refitted["ours"].startswith("native, last layer")
+
+
+def test_a_network_that_runs_at_its_own_size_alone() -> None:
+    rows = [row for row in REFITTED["rows"] if row["how"] == "resize"]
+    finding = told.tuned(REFITTED | {"rows": rows, "gain": None, "ours": None})
+    assert finding.verdict_text == "inconclusive: there is nothing to fine-tune at that size"

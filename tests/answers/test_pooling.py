@@ -66,8 +66,8 @@ def test_invariance_is_what_is_measured() -> None:
     assert told._invariant(moved(0.5, 0.3)).verdict is Verdict.WHEN
     assert told._invariant(moved(0.5, 0.6)).verdict is Verdict.NOT
     assert told._invariant(moved(0.5, 0.001)).verdict is Verdict.HOLDS
-    assert told._robust(moved(0.5, 0.3)).verdict is Verdict.HOLDS
-    assert told._robust(moved(0.5, 0.6)).verdict is Verdict.NOT
+    assert told._robust(moved(0.5, 0.3), {"rows": [{}]}).verdict is Verdict.HOLDS
+    assert told._robust(moved(0.5, 0.6), {"rows": [{}]}).verdict is Verdict.NOT
 
 
 def test_a_pool_over_a_smooth_map_changes_it_less() -> None:
@@ -89,6 +89,32 @@ def test_a_pool_over_a_smooth_map_changes_it_less() -> None:
     exchanged = {row["kind"]: row for row in pooling._kinds(asked, net, True)["rows"]}
     assert exchanged["strided"]["change"]["value"] < 1e-5  # of an average pool the same function
     assert exchanged["max"]["change"]["value"] > 0.01
+    assert set(exchanged["as it is"]["steady"]) == set(told.MOVES)
+    assert exchanged["strided"]["steady"] == exchanged["as it is"]["steady"]
+
+
+def test_the_class_of_a_global_average_stays_and_that_of_one_pixel_does_not() -> None:
+    x = torch.zeros(4, 1, 8, 8)
+    x[:, :, 4, 4] = 1.0
+    moves = {"shift by 1 px": functional.pad(x, (1, 0, 0, 0))[..., :8]}
+    whole = convscope.load(
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval(), input="1x8x8"
+    )
+    assert pooling._steady(whole, x, moves)["steady"]["shift by 1 px"]["value"] == 1.0
+    pixel = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    with torch.no_grad():
+        pixel[1].weight.zero_()
+        pixel[1].bias.copy_(torch.tensor([0.0, 0.5]))
+        pixel[1].weight[0, 4 * 8 + 4] = 1.0  # the first class is that this pixel is lit
+    steady = pooling._steady(convscope.load(pixel, input="1x8x8"), x, moves)["steady"]
+    assert steady["shift by 1 px"]["value"] == 0.0
+
+
+def test_other_kinds_are_on_the_same_map(fashion: Answer) -> None:
+    rows = {row[0]: row for row in fashion.tables[1].rows}
+    assert rows["global max"][2] == "100 %"
+    assert rows["fractional max"][1].endswith("19x19")
+    assert float(rows["global average"][2].split()[0]) < float(rows["average"][2].split()[0])
 
 
 def test_presence_and_whole() -> None:
@@ -142,3 +168,59 @@ def test_overfitting_is_the_gap_from_training_to_test(tmp_path: Path, train: flo
     (tmp_path / "pool.json").write_text(json.dumps(StudyResult(design, {}, {}, variants).content()))
     asked: Any = SimpleNamespace(studies=tmp_path)
     assert told._overfitting(asked).verdict is verdict
+
+
+def recorded(folder: Path, factors: dict[str, list[Any]], scores: list[float]) -> Any:
+    """A shelf with one study of these factors, whose variants score as said over three seeds."""
+    from convscope.studies.design import Design
+    from convscope.studies.results import Run, StudyResult, VariantResult
+
+    design = Design("convscope.studies.networks:small_cnn", factors, seeds=3)
+    variants = tuple(
+        VariantResult(
+            dict(variant.values),
+            variant.label,
+            None,
+            tuple(Run(v, k, f"{v}{k}", {"test": mean + 0.001 * k * (v + 1)}) for k in range(3)),
+        )
+        for v, (variant, mean) in enumerate(zip(design.variants(), scores, strict=True))
+    )
+    folder.mkdir(exist_ok=True)
+    name = "-".join(factors)
+    (folder / f"{name}.json").write_text(json.dumps(StudyResult(design, {}, {}, variants).content()))
+    return SimpleNamespace(studies=folder)
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ([0.70, 0.80, 0.80, 0.70], "holds"),  # max with 2 and 4, average with 2 and 4
+        (
+            [0.80, 0.80, 0.70, 0.70],
+            "holds when large windows are meant; in small ones it is the other way round",
+        ),
+        (
+            [0.70, 0.70, 0.80, 0.80],
+            "holds when small windows are meant; in large ones it is the other way round",
+        ),
+        ([0.80, 0.70, 0.70, 0.80], "does not hold here"),
+    ],
+)
+def test_windows_are_judged_in_both_halves(tmp_path: Path, scores: list[float], verdict: str) -> None:
+    asked = recorded(tmp_path, {"pooling": ["max", "average"], "pool_size": [2, 4]}, scores)
+    assert told._windows(asked).verdict_text == verdict
+
+
+def test_one_half_is_not_both(tmp_path: Path) -> None:
+    asked = recorded(tmp_path, {"pooling": ["max", "average"], "pool_size": [4]}, [0.8, 0.7])
+    assert told._windows(asked).verdict is Verdict.WHEN
+    assert "of the others no study is recorded" in told._windows(asked).when
+
+
+def test_either_kind_may_be_better(tmp_path: Path) -> None:
+    recorded(tmp_path, {"head": ["average", "flatten"]}, [0.6, 0.8])
+    asked = recorded(tmp_path, {"pooling": ["max", "fractional"]}, [0.7, 0.8])
+    assert told._better(asked).verdict_text == "holds when fractional pooling is meant"
+    recorded(tmp_path, {"pooling": ["max", "fractional"]}, [0.7, 0.6])
+    assert told._better(asked).verdict is Verdict.NOT
+    assert told._better(asked).sentence.count("In the study") == 2

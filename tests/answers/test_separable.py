@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import nn
 
 import convscope
 import convscope.data
-from convscope.answers import separable
+from convscope.answers import separable, tuning
+from convscope.answers.asked import Seen
 from convscope.answers.base import Answer, Verdict
 from convscope.answers.verdicts import separable as told
 
@@ -28,8 +30,21 @@ CONVERTED = {
             "macs": 0.13,
             "params": 0.5,
             "layers": 6,
+            "tuned": {"value": 0.7, "low": 0.6, "high": 0.8},
+            "tuned_difference": {"value": -0.2, "low": -0.3, "high": -0.1},
+            "reason": "",
         }
     ],
+    "own": {
+        "accuracy": {"value": 0.93, "low": 0.9, "high": 0.95},
+        "difference": {"value": 0.0, "low": 0.0, "high": 0.0},
+        "macs": 1.0,
+        "params": 1.0,
+        "tuned": {"value": 0.91, "low": 0.9, "high": 0.95},
+        "tuned_difference": {"value": -0.02, "low": -0.1, "high": 0.1},
+        "reason": "",
+    },
+    "learned": 450,
 }
 
 
@@ -49,8 +64,8 @@ def ask(module: nn.Module, size: str) -> Answer:
     return convscope.ask("separable", module.eval(), input=size, quick=True)
 
 
-def test_counts_are_the_formula(quick: None) -> None:
-    answer = convscope.ask("separable", convscope.load("fashion"), quick=True, studies="nowhere")
+def test_counts_are_the_formula(quick: None, tmp_path: Path) -> None:
+    answer = convscope.ask("separable", convscope.load("fashion"), quick=True, studies=tmp_path)
     rows = {row[0]: row for row in answer.tables[1].rows}
     for name, part in convscope.load("fashion").module.named_modules():
         if isinstance(part, nn.Conv2d):
@@ -62,9 +77,24 @@ def test_counts_are_the_formula(quick: None) -> None:
     assert finding.figures["off"] == pytest.approx(0, abs=1e-12)
     assert answer.finding("D4").verdict is Verdict.OPEN
     assert (
-        "fashion fell from 93.0 % to 10.0 % on 400 images, at 13 % of its MACs"
-        in answer.finding("D4").sentence
+        "fashion went from 93.0 % to 10.0 % on 400 images, at 13 % of its MACs; fine-tuned it has 70.0 %, itself fine-tuned "
+        "alike 91.0 %." in answer.finding("D4").sentence
     )
+    table = answer.tables[2]
+    assert [row[0] for row in table.rows] == ["as it is", "1"]
+    assert table.rows[1][3].startswith("10.0 %")
+    assert table.rows[1][5].startswith("70.0 %")
+
+
+def test_without_fine_tuning_the_reason_is_told() -> None:
+    row = CONVERTED["rows"][0] | {"tuned": None, "reason": "8 images are too few to train on"}
+    net, where = convscope.load("fashion"), {"kinds": {}, "params": 1, "macs": 1}
+    converted = CONVERTED | {
+        "rows": [row],
+        "own": CONVERTED["own"] | {"tuned": None, "reason": row["reason"]},
+    }
+    table = told.tables(net, where, {"rows": []}, {"rows": []}, converted)[2]
+    assert table.rows[1][5] == "8 images are too few to train on"
 
 
 def test_parts_of_a_mobile_network(quick: None) -> None:
@@ -107,8 +137,8 @@ def test_faster_is_what_the_clock_says(high: tuple[float, float], verdict: Verdi
 
 
 def test_times_and_conversion_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = convscope.data.fashion("train")[0][:6]
-    monkeypatch.setattr(separable, "clothes", lambda split: (few, None))
+    few = tuple(part[:60] for part in convscope.data.fashion("train"))
+    monkeypatch.setattr(tuning, "clothes", lambda split: few)
     row = {"layer": "a", "channels": [4, 4], "kernel": [3, 3], "stride": [1, 1], "size": [8, 8]}
     timed = separable._times([row | {"groups": 1, "full_macs": 1, "macs": 0.4}], True)
     assert timed["rows"][0]["time"]["median"] > 0
@@ -121,3 +151,25 @@ def test_times_and_conversion_run(monkeypatch: pytest.MonkeyPatch) -> None:
     converted = separable._converted(asked, net, False)
     assert [row["rank"] for row in converted["rows"]] == [1, 2]
     assert converted["rows"][0]["macs"] < 0.2
+    assert all(0 <= row["tuned"]["value"] <= 1 for row in (*converted["rows"], converted["own"]))
+
+
+def test_images_to_learn_from_and_to_score_on_never_meet() -> None:
+    net = convscope.load("fashion")
+    x, labels = convscope.data.fashion("test")
+    order = labels[:90].argsort(stable=True)
+    x, labels = x[:90][order], labels[:90][order]
+    seen = Seen(net.input.normalize(x[:90]), labels[:90], "90 images")
+    asked: Any = SimpleNamespace(data="folder", quick=True, seed=0)
+    taught = tuning.lesson(asked, net, seen, own=True)
+    assert len(taught.learn[0]) == len(taught.score.x) == 45
+    assert not {bytes(one.numpy()) for one in taught.learn[0]} & {
+        bytes(one.numpy()) for one in taught.score.x
+    }
+    made = tuning.tuned(asked, net, taught, layers="head.fc2", epochs=3)
+    assert isinstance(made, convscope.Net)
+    assert not torch.equal(made.module.head.fc2.weight, net.module.head.fc2.weight)  # type: ignore[union-attr]
+    assert torch.equal(made.module.block1.conv1.weight, net.module.block1.conv1.weight)  # type: ignore[union-attr]
+    assert len(set(taught.learn[1][:12].tolist())) > 3  # in a folder they lie class by class
+    few = tuning.Lesson((seen.x[:9], seen.labels[:9]), seen)  # type: ignore[index]
+    assert tuning.tuned(asked, net, few) == "9 images are too few to train on"

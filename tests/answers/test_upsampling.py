@@ -17,8 +17,8 @@ from convscope.answers.verdicts import upsampling as told
 
 
 @pytest.fixture(scope="module")
-def answer() -> Answer:
-    return convscope.ask("upsampling", quick=True, studies="nowhere")
+def answer(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    return convscope.ask("upsampling", quick=True, studies=tmp_path_factory.mktemp("none"))
 
 
 def test_verdicts_of_the_embedded_decoder(answer: Answer) -> None:
@@ -98,3 +98,28 @@ def test_a_network_of_the_users_own() -> None:
     assert changed["transposed"] < changed["bed_of_nails"]  # bilinear, but for the border
     assert changed["bed_of_nails"] > changed["nearest"] > 0.01
     assert upsampling._layers(convscope.load("fashion"))["rows"] == []
+
+
+def test_a_checkerboard_is_seen_and_a_smooth_map_has_none() -> None:
+    x = torch.rand(3, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    nearest = functional.interpolate(x, scale_factor=2)
+    assert upsampling._ripple(x, nearest) == pytest.approx(0, abs=1e-6)
+    nails = torch.zeros(3, 2, 10, 10)
+    nails[..., ::2, ::2] = x
+    apart = torch.stack([x.mean((2, 3)), *[torch.zeros(3, 2)] * 3]).std(0, correction=0)
+    assert upsampling._ripple(x, nails) == pytest.approx(float((apart / nails.std((2, 3))).mean()), rel=1e-5)
+
+
+def test_every_way_is_fine_tuned_alike(answer: Answer) -> None:
+    table = answer.tables[1]
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    ways = ["as it is", "bilinear", "bed of nails", "max unpool", "transposed", "pixel shuffle"]
+    assert list(rows) == [ways[0], "nearest", *ways[1:]]
+    error = {way: float(rows[way]["squared error>"].split()[0]) for way in ways}
+    tuned = {way: float(table.rows[list(rows).index(way)][3].split()[0]) for way in ways}
+    assert tuned["bed of nails"] < error["bed of nails"]
+    assert tuned["max unpool"] < error["max unpool"]
+    assert all(rows[way]["time>"].endswith("s") for way in ways)
+    assert rows["transposed"]["MACs>"] != rows["as it is"]["MACs>"]
+    assert [picture.name for picture in answer.pictures] == ["ways", "map", "decoded"]
+    assert "fine-tuned alike" in answer.statement

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import convscope
 from convscope import timing
+from convscope.answers import recorded
 from convscope.answers.asked import Asked, Meter, Progress, check_data
 from convscope.answers.base import Answer, Draft, fill
 from convscope.answers.claims import claims_of
@@ -231,7 +232,7 @@ def _answered(asked: Asked, data: Any, out: Any, store: Store | None, meter: Met
     began, reused = time.perf_counter(), meter.reused
     with preserved(asked.net.module):
         draft = asked.question.answer(asked)
-        checked = checks(asked)
+        checked = (*recorded.tables(asked), *checks(asked))
     _check(asked.question, draft)
     command, python = _again(asked, data, out)
     made = Answer(

@@ -35,7 +35,7 @@ from convscope.rewrites.feed import Feed
 from convscope.store import Store
 
 Progress = Callable[[dict[str, Any]], None]
-_SHARED = ("asked", "layers", "running")  # what the measurements of all questions are made with
+_SHARED = ("asked", "layers", "running", "tuning")  # what the measurements of all questions are made with
 NOTHING: Mapping[str, Any] = {}
 
 

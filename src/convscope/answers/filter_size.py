@@ -45,7 +45,7 @@ def answer(asked: Asked) -> Draft:
     return Draft(
         statement=_statement(network, learned),
         findings=tuple(findings(asked, network, valid, stacks, shapes, learned)),
-        tables=tuple(_tables(network, valid, stacks, learned)),
+        tables=tuple(_tables(network, valid, stacks)),
         charts=_charts(network, valid, learned),
     )
 
@@ -227,9 +227,7 @@ def _statement(network: dict[str, Any], learned: Studied | None) -> str:
     return fill(say, told)
 
 
-def _tables(
-    network: dict[str, Any], valid: dict[str, Any], stacks: dict[str, Any], learned: Studied | None
-) -> list[Sheet]:
+def _tables(network: dict[str, Any], valid: dict[str, Any], stacks: dict[str, Any]) -> list[Sheet]:
     rows: tuple[tuple[str, ...], ...] = tuple(
         (
             f"{row['size']}x{row['size']}",
@@ -254,13 +252,6 @@ def _tables(
         "sees>",
     )
     sheets = [Sheet(f"{network['net']} with all kernels of one size", heads, rows)]
-    if learned is not None:
-        reached = tuple(
-            (f"{name}x{name}", f"{100 * train:.1f} %", f"{100 * test:.1f} %", f"{100 * (train - test):.1f}")
-            for name, (test, train) in accuracies(learned).items()
-        )
-        heads = ("kernels", "training>", "test>", "gap, points>")
-        sheets.append(Sheet(f"accuracy in the study {learned.study}, mean over seeds", heads, reached))
     rows = tuple(
         (
             row["name"],

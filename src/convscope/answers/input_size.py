@@ -1,7 +1,7 @@
 """Images of another size than the network was made for: every way to take them, what each loses and costs.
 
-The new size is to the network's own as 320x360 is to 256x256. Refitting the last layer on features of the new size stands
-for fine-tuning the last layers: it starts from the trained weights and is solved, not searched, so that no seed matters.
+The new size is to the network's own as 320x360 is to 256x256. At the new size the last layer is refitted on its features (from
+the trained weights, and solved, not searched, so that no seed matters), and the last two are fine-tuned.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convscope.answers.asked import Asked, needs_channels
+from convscope.answers.asked import Asked, Seen, needs_channels
 from convscope.answers.base import Draft, fill
-from convscope.answers.running import captured
+from convscope.answers.running import captured, outputs
+from convscope.answers.tuning import LEAST, Lesson, mixed
+from convscope.answers.tuning import tuned as tuned_on
 from convscope.answers.verdicts.input_size import (
     anywhere,
     loses,
@@ -30,14 +32,15 @@ from convscope.data import images as pictures
 from convscope.data.fashion import LABELS
 from convscope.measures.figures import share
 from convscope.models import Net
-from convscope.rewrites.input_size import InputSize
 from convscope.rewrites.input_sizes import input_sizes
 from convscope.rewrites.paired import difference
-from convscope.rewrites.rewrite import rewrite
 
 PARTS = ("ways", "detail", "sizes", "refitted")
 
 _OTHER = "{net} has no global pool, so that {other} was run at other sizes"
+_STANDS = (
+    "no labelled images of {net} were given, or too few to train on: its last layers stand as {other}'s here"
+)
 _GROWTH = (320 / 256, 360 / 256)
 _SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
@@ -52,14 +55,19 @@ def answer(asked: Asked) -> Draft:
     if not _is_pooled(ways):
         pooled, own = asked.example("embedded"), False
     runs = asked.part("sizes", lambda: _sizes(asked, pooled, own), net=pooled, data=own)
-    fashion = asked.example("fashion")
-    refitted = asked.part("refitted", lambda: _refitted(fashion, asked.quick), net=fashion)
+    learner, learns = _learning(asked, net)
+    refitted = asked.part(
+        "refitted", lambda: _refitted(asked, learner, learns), net=learner, data=learns, timed=True
+    )
     return Draft(
-        statement=statement(net, ways, detail),
+        statement=statement(net, ways, detail, refitted),
         findings=(loses(detail, ways), tuned(refitted), anywhere(runs)),
         tables=(table(ways), runs_table(runs), refit_table(refitted)),
         pictures=(picture(detail),),
-        notes=() if own else (fill(_OTHER, {"net": net.name, "other": pooled.name}),),
+        notes=(
+            *(() if own else (fill(_OTHER, {"net": net.name, "other": pooled.name}),)),
+            *(() if learns else (fill(_STANDS, {"net": net.name, "other": learner.name}),)),
+        ),
         data=ways["source"],
     )
 
@@ -163,36 +171,85 @@ def _sizes(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
     return {"net": net.name, "rows": sorted(rows, key=lambda row: row["scale"]), "images": len(x)}
 
 
-def _refitted(net: Net, quick: bool) -> dict[str, Any]:
-    """The embedded classifier at the new size: its last layer refitted on features there, against resizing and cropping."""
-    size = _grown(net)
-    made = {how: rewrite(net, InputSize(*size, how)).net for how in ("resize", "crop", "native")}
-    count = 500 if quick else 2000
-    sets = {}
+def _learning(asked: Asked, net: Net) -> tuple[Net, bool]:
+    """The network whose last layers are trained: the one asked for where enough images are labelled, else an embedded one."""
+    if asked.data is None or isinstance(asked.data, Tensor):
+        known = net.labels == LABELS and net.input.shape == (1, 28, 28)
+    else:
+        known = asked.images(net, 1).labels is not None and len(pictures(asked.data)) >= 2 * LEAST
+    return (net, True) if known and not isinstance(asked.data, Tensor) else (asked.example("fashion"), False)
+
+
+def _lesson(asked: Asked, net: Net, own: bool) -> Lesson:
+    """Images of the new size, to learn from and to score on."""
+    size, count = _grown(net), 400 if asked.quick else 2000
+    spec = net.input.with_size(*size)
+    if own and asked.data is not None:
+        images, labels, source = _pictures(asked, net, size, min(2 * count, max(asked.limit(net), 4 * LEAST)))
+        assert labels is not None
+        x = spec.normalize(images).to(net.input.dtype)
+        return Lesson(
+            mixed(x[::2], labels[::2], asked.seed), Seen(x[1::2], labels[1::2], f"every other of {source}")
+        )
+    sets = []
     for split in ("train", "test"):
-        images, labels = clothes(split)
-        grown = functional.interpolate(images[:count], size, mode="bicubic", antialias=True).clamp(0, 1)
-        sets[split] = net.input.with_size(*size).normalize(grown), labels[:count]
-    right: dict[str, Tensor] = {}
-    for how, one in made.items():
-        with torch.no_grad():
-            scores = torch.cat([one.module(part) for part in sets["test"][0].split(100)])
-        right[how] = scores.argmax(1) == sets["test"][1]
-    right["native, last layer refitted"] = (
-        _refit(made["native"], *sets["train"], sets["test"][0]) == sets["test"][1]
+        images, labels = (part[:count] for part in clothes(split))
+        grown = functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        sets.append((spec.normalize(grown), labels))
+    return Lesson(sets[0], Seen(*sets[1], f"{len(sets[1][0]):,} test images of Fashion-MNIST, enlarged"))
+
+
+def _refitted(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
+    """Every way at the new size with labels, then the last layers fitted to it: accuracy and cost of each."""
+    taught = _lesson(asked, net, own)
+    seen, size = taught.score, _grown(net)
+    assert seen.labels is not None
+    made = input_sizes(net, *size, seen.x, seen.labels.tolist(), budget=0.5 if asked.quick else 3.0)
+    right = {how: classes == seen.labels for how, classes in made.predictions.items()}
+    rows = [_told(row.how, right.get(row.how), row.macs, row.latency, row.reason) for row in made.rows]
+    native, costs = made.nets.get("native"), next(row for row in made.rows if row.how == "native")
+    if native is not None:
+        fitted: dict[str, Tensor | str] = {
+            "native, last layer refitted": _refit(native, *taught.learn, seen.x),
+            "native, last layers fine-tuned": _tuned(asked, native, taught),
+        }
+        for how, classes in fitted.items():
+            reason = classes if isinstance(classes, str) else None
+            if isinstance(classes, Tensor):
+                right[how] = classes == seen.labels
+            rows.append(_told(how, right.get(how), costs.macs, costs.latency, reason))
+    best = max(
+        (how for how in ("resize", "crop", "pad", "tiles") if how in right),
+        key=lambda how: int(right[how].sum()),
     )
-    best = max(("resize", "crop"), key=lambda how: int(right[how].sum()))
-    tuned, other = right["native, last layer refitted"], right[best]
-    gain = difference(int((other & ~tuned).sum()), int((tuned & ~other).sum()), len(tuned))
-    rows = [{"how": how, "accuracy": share(hits[:, None]).to_dict()} for how, hits in right.items()]
+    ours = max((how for how in right if "last" in how), key=lambda how: int(right[how].sum()), default=None)
+    gain = None
+    if ours is not None:
+        mine, other = right[ours], right[best]
+        gain = difference(int((other & ~mine).sum()), int((mine & ~other).sum()), len(mine)).to_dict()
+    told = {"net": net.name, "size": size, "rows": rows, "best": best, "gain": gain, "ours": ours}
+    return told | {"images": len(seen.x), "learned": len(taught.learn[0]), "source": seen.source}
+
+
+def _told(
+    how: str, right: Tensor | None, macs: int | None, latency: Any, reason: str | None
+) -> dict[str, Any]:
     return {
-        "net": net.name,
-        "size": size,
-        "rows": rows,
-        "best": best,
-        "gain": gain.to_dict(),
-        "images": count,
+        "how": how,
+        "accuracy": None if right is None else share(right[:, None]).to_dict(),
+        "macs": macs,
+        "time": None if latency is None else latency.to_dict(),
+        "reason": reason,
     }
+
+
+def _tuned(asked: Asked, native: Net, taught: Lesson) -> Tensor | str:
+    """Classes by the network whose last two layers with weights were trained on at the new size; or why they were not."""
+    weighty = [
+        name for name, part in native.module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)
+    ]
+    made = tuned_on(asked, native, taught, layers=weighty[-2:], epochs=4 if asked.quick else 10, most=400)
+    return made if isinstance(made, str) else outputs(made, taught.score.x).flatten(1).argmax(1)
 
 
 def _refit(native: Net, x: Tensor, labels: Tensor, tried: Tensor) -> Tensor:

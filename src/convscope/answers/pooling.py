@@ -22,6 +22,7 @@ from convscope.answers.verdicts.pooling import (
     moved_table,
     picture,
     statement,
+    steady_table,
 )
 from convscope.data.fashion import fashion as clothes
 from convscope.errors import ConvscopeError
@@ -50,7 +51,7 @@ def answer(asked: Asked) -> Draft:
     return Draft(
         statement=statement(moved, cost, kinds),
         findings=tuple(findings(asked, moved, cost, maps, noise, kinds)),
-        tables=(moved_table(moved), maps_table(maps), kinds_table(kinds)),
+        tables=(moved_table(moved), maps_table(maps), kinds_table(kinds), *steady_table(kinds)),
         pictures=(picture(maps),),
         charts=(chart(maps),),
         notes=() if own else (fill(_OTHER, {"net": asked.net.name, "other": net.name}),),
@@ -192,14 +193,39 @@ def _maps(net: Net, x: Tensor) -> dict[str, Any]:
                 {"kind": kind, "window": window, "peak": kept, "steps": _steps(after) / max(steps, 1e-12)}
             )
     loud = int(before.flatten(2).std(2).mean(0).argmax())
-    shown = {"map": before[0, loud], "maximum": functional.max_pool2d(before, 2)[0, loud]}
+    others = {
+        "fractional": _fractional(before),
+        "stride": before[..., ::2, ::2],
+        "global max": before.amax((2, 3), keepdim=True),
+        "global average": before.mean((2, 3), keepdim=True),
+    }
     return {
         "layer": name,
         "rows": rows,
+        "others": [
+            {
+                "kind": kind,
+                "size": list(after.shape[2:]),
+                "peak": float(after.amax((2, 3)).sum() / peak.sum().clamp(min=1e-12)),
+                "steps": _steps(after) / max(steps, 1e-12) if min(after.shape[2:]) > 1 else None,
+            }
+            for kind, after in others.items()
+        ],
         "channel": loud,
-        **shown,
+        "map": before[0, loud],
+        "maximum": functional.max_pool2d(before, 2)[0, loud],
         "average": functional.avg_pool2d(before, 2)[0, loud],
+        "fractional": others["fractional"][0, loud],
+        "stride": others["stride"][0, loud],
     }
+
+
+def _fractional(x: Tensor) -> Tensor:
+    """Maxima of windows of two whose places advance by less: the map keeps 0.7 of its sides."""
+    places = torch.full((*x.shape[:2], 2), 0.5, dtype=x.dtype)  # in place of chance
+    shrunk = functional.fractional_max_pool2d(x, 2, output_ratio=(0.7, 0.7), _random_samples=places)
+    assert isinstance(shrunk, Tensor)
+    return shrunk
 
 
 def _steps(x: Tensor) -> float:
@@ -243,22 +269,45 @@ def _kinds(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
     if asked.data is None or not own:
         fitted = net.input.normalize(clothes("train")[0][:64]) if net.input.shape == (1, 28, 28) else None
     before = outputs(net, images.x)
-    rows = [_row("as it is", before, before, images.labels, net)]
-    for kind in ("max", "average", "strided", "blur", "moved"):
+    few = images.x[: 48 if asked.quick else 256]
+    moves = {move: _move(asked, net, few, move) for move in MOVES} if before.ndim == 2 else {}
+    rows = [_row("as it is", before, before, images.labels, net) | _steady(net, few, moves)]
+    for kind in ("max", "average", "strided", "blur", "moved", "none"):
         try:
             made = rewrite(net, Pool(kind), data=fitted if kind == "strided" else None, seed=asked.seed)
         except ConvscopeError as error:
             rows.append({"kind": kind, "reason": str(error)})
             continue
         if made.done:
-            rows.append(_row(kind, before, outputs(made.net, images.x), images.labels, made.net))
-    return {"net": net.name, "rows": rows, "source": images.source, "images": len(images.x)}
+            row = _row(kind, before, outputs(made.net, images.x), images.labels, made.net)
+            rows.append(row | _steady(made.net, few, moves))
+    return {
+        "net": net.name,
+        "rows": rows,
+        "source": images.source,
+        "images": len(images.x),
+        "moved": len(few),
+    }
+
+
+def _steady(net: Net, x: Tensor, moves: dict[str, Tensor]) -> dict[str, Any]:
+    """How often a network's class stays under each move of the pictures."""
+    if not moves:
+        return {}
+    still = outputs(net, x).argmax(1)
+    return {
+        "steady": {
+            move: share((outputs(net, other).argmax(1) == still)[:, None]).to_dict()
+            for move, other in moves.items()
+        }
+    }
 
 
 def _row(kind: str, before: Tensor, after: Tensor, labels: Tensor | None, net: Net) -> dict[str, Any]:
     row: dict[str, Any] = {
         "kind": kind,
         "params": net.parameters_count,
+        "macs": profile_of(net).totals.macs,
         "change": mean(changes(before, after)[:, None]).to_dict(),
     }
     if before.ndim == 2:

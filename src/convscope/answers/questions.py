@@ -44,7 +44,7 @@ class Question:
     def parts(self) -> Sequence[str]:
         """Names of the measurements it is made of."""
         parts: Sequence[str] = importlib.import_module(self.module).PARTS
-        return [*parts, *map(again, self.studies)]
+        return [*parts, *map(cost, self.studies), *map(again, self.studies)]
 
     @property
     def answer(self) -> Callable[[Asked], Draft]:
@@ -56,6 +56,11 @@ class Question:
 def again(study: str) -> str:
     """Name of the measurement that trains a run of a study on record again."""
     return f"again-{study}"
+
+
+def cost(study: str) -> str:
+    """Name of the measurement that times the variants of a study on record here."""
+    return f"cost-{study}"
 
 
 _SIZES = tuple(f"filter-{of}" for of in ("size", "stacks", "object", "resolution", "noise", "depth"))

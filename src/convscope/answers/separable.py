@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from convscope import timing
-from convscope.answers.asked import Asked, needs_channels
+from convscope.answers.asked import Asked, Seen, needs_channels
 from convscope.answers.base import Draft, fill
 from convscope.answers.layers import Conv, convolutions, profile_of
 from convscope.answers.running import outputs
+from convscope.answers.tuning import Lesson, lesson, tuned
 from convscope.answers.verdicts.separable import chart, findings, statement, tables
-from convscope.data import fashion as clothes
 from convscope.measures.figures import share
 from convscope.measures.measure import measure
 from convscope.models import Net
@@ -41,7 +41,7 @@ def answer(asked: Asked) -> Draft:
     own = stands is asked.net
     converted = asked.part("converted", lambda: _converted(asked, stands, own), net=stands, data=own)
     return Draft(
-        statement=statement(asked.net, where, layers, times),
+        statement=statement(asked.net, where, layers, times, converted),
         findings=tuple(findings(asked, halves, layers, times, converted)),
         tables=tuple(tables(asked.net, where, layers, times, converted)),
         charts=(chart(),),
@@ -210,30 +210,48 @@ def _timed(full: nn.Module, apart: nn.Module, x: Tensor, budget: float) -> dict[
 
 
 def _converted(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
-    """Accuracy of a trained network whose k x k layers were made separable in closed form, not retrained."""
+    """Accuracy of a trained network whose k x k layers were made separable in closed form, before and after fine-tuning."""
     images = asked.images(net, 400 if asked.quick else 2000, own=own)
-    assert images.labels is not None
-    calibration = (
-        net.input.normalize(clothes("train")[0][: 48 if asked.quick else 256])
-        if not own or asked.data is None
-        else images.x[:128]
-    )
-    before = outputs(net, images.x).argmax(1) == images.labels
-    rows = []
+    taught = lesson(asked, net, images, own=own)
+    seen, learn = taught.score, taught.learn[0]
+    before = _right(net, seen)
+    rows = [_row(asked, net, net, taught, before)]
     for rank in (1, 2) if asked.quick else (1, 2, 4):
-        made = rewrite(net, f"separable:rank={rank}", data=calibration, seed=asked.seed)
-        after = outputs(made.net, images.x).argmax(1) == images.labels
-        lost = difference(int((before & ~after).sum()), int((after & ~before).sum()), len(before))
-        totals = profile_of(made.net).totals
-        rows.append(
-            {
-                "rank": rank,
-                "accuracy": share(after[:, None]).to_dict(),
-                "difference": lost.to_dict(),
-                "macs": totals.macs / profile_of(net).totals.macs,
-                "params": totals.params / profile_of(net).totals.params,
-                "layers": len([edit for edit in made.done if edit.exactness != "exact"]),
-            }
+        made = rewrite(
+            net, f"separable:rank={rank}", data=learn[: 48 if asked.quick else 256], seed=asked.seed
         )
-    told = {"net": net.name, "images": len(before), "source": images.source, "rows": rows}
-    return told | {"before": share(before[:, None]).to_dict()}
+        layers = len([edit for edit in made.done if edit.exactness != "exact"])
+        rows.append(_row(asked, net, made.net, taught, before) | {"rank": rank, "layers": layers})
+    kept, *others = rows
+    told = {"net": net.name, "images": len(before), "source": seen.source, "rows": others, "own": kept}
+    return told | {"before": share(before[:, None]).to_dict(), "learned": len(learn)}
+
+
+def _row(asked: Asked, net: Net, made: Net, taught: Lesson, before: Tensor) -> dict[str, Any]:
+    """One conversion of a network: costs, and accuracy with and without fine-tuning."""
+    after, totals, base = _right(made, taught.score), profile_of(made).totals, profile_of(net).totals
+    row = {
+        "accuracy": share(after[:, None]).to_dict(),
+        "difference": _difference(before, after),
+        "macs": totals.macs / base.macs,
+        "params": totals.params / base.params,
+        "tuned": None,
+        "reason": "",
+    }
+    trained = tuned(asked, made, taught, epochs=4 if asked.quick else 10)
+    if isinstance(trained, str):
+        return row | {"reason": trained}
+    learned = _right(trained, taught.score)
+    return row | {
+        "tuned": share(learned[:, None]).to_dict(),
+        "tuned_difference": _difference(before, learned),
+    }
+
+
+def _right(net: Net, seen: Seen) -> Tensor:
+    assert seen.labels is not None
+    return outputs(net, seen.x).argmax(1) == seen.labels
+
+
+def _difference(before: Tensor, after: Tensor) -> dict[str, Any]:
+    return difference(int((before & ~after).sum()), int((after & ~before).sum()), len(before)).to_dict()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from convscope.answers.asked import Asked
 from convscope.answers.base import Draft, fill
-from convscope.answers.contrasts import studied
 from convscope.answers.verdicts.text_channels import findings
 from convscope.measures.figures import Sheet
 from convscope.nn import EmbeddingChannels
@@ -41,7 +40,7 @@ def answer(asked: Asked) -> Draft:
     return Draft(
         statement=_statement(layouts, filters),
         findings=tuple(findings(layouts, filters)),
-        tables=tuple(_tables(asked, layouts, filters)),
+        tables=tuple(_tables(layouts, filters)),
         notes=(_NOTE,),
         data=filters["source"],
     )
@@ -245,7 +244,7 @@ def _statement(layouts: dict[str, Any], filters: dict[str, Any]) -> str:
     return fill(say, told)
 
 
-def _tables(asked: Asked, layouts: dict[str, Any], filters: dict[str, Any]) -> list[Sheet]:
+def _tables(layouts: dict[str, Any], filters: dict[str, Any]) -> list[Sheet]:
     rows: tuple[tuple[str, ...], ...] = tuple(
         (row["embedding"], row["layout"], str(row["channels"]), " x ".join(map(str, row["weight"])))
         for row in layouts["rows"]
@@ -265,11 +264,4 @@ def _tables(asked: Asked, layouts: dict[str, Any], filters: dict[str, Any]) -> l
     )
     heads = ("filter", "for", "most exciting in the data", "best possible", "by gradient ascent", "response>")
     made.append(Sheet("what each filter looks for", heads, rows))
-    known = studied(asked, {kind: {"embedding": kind} for kind in EMBEDDINGS})
-    if known is not None:
-        means = {kind: known.mean(kind) for kind in EMBEDDINGS}
-        rows = tuple((kind, f"{100 * value:.1f} %") for kind, value in means.items() if value is not None)
-        made.append(
-            Sheet(f"test accuracy in the study {known.study}, mean over seeds", ("words", "accuracy>"), rows)
-        )
     return made

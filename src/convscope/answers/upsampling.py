@@ -11,7 +11,7 @@ from convscope import timing
 from convscope.answers.asked import Asked, needs_channels
 from convscope.answers.base import Draft, fill
 from convscope.answers.layers import profile_of
-from convscope.answers.running import changes, outputs
+from convscope.answers.running import captured, changes, outputs
 from convscope.answers.verdicts.upsampling import (
     UNTRAINED,
     WAYS,
@@ -32,8 +32,10 @@ from convscope.nn.checkerboard import checkerboard
 from convscope.rewrites.convolutionalize import Convolutionalize
 from convscope.rewrites.rewrite import rewrite
 from convscope.rewrites.upsample import Upsample
+from convscope.studies.data import dataset
+from convscope.studies.finetune import finetune
 
-PARTS = ("layers", "exact", "recovered", "times", "dense", "decoder")
+PARTS = ("layers", "exact", "recovered", "times", "dense", "decoder", "speed")
 
 _OTHER = "{net} has no upsampling layer; {other} was looked at instead"
 
@@ -50,11 +52,12 @@ def answer(asked: Asked) -> Draft:
     classifier = asked.example("fashion")
     dense = asked.part("dense", lambda: _dense(classifier), net=classifier)
     decoder = asked.part("decoder", lambda: _decoder(asked, net, own), net=net, data=own)
+    speed = asked.part("speed", lambda: _speed(asked, net), net=net, timed=True)
     return Draft(
         statement=statement(recovered, times, decoder),
         findings=tuple(findings(asked, exact, recovered, times, dense, decoder)),
-        tables=(table(recovered, times), decoder_table(decoder)),
-        pictures=pictures(recovered),
+        tables=(table(recovered, times), decoder_table(decoder, speed)),
+        pictures=pictures(recovered, decoder),
         notes=() if own else (fill(_OTHER, {"net": asked.net.name, "other": net.name}),),
         data=f"{recovered['source']}; {decoder['source']}",
     )
@@ -227,7 +230,7 @@ def _dense(net: Net) -> dict[str, Any]:
 
 
 def _decoder(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
-    """The network with every other way in place of its own, not retrained."""
+    """The network with every other way in place of its own; where targets are at hand also fine-tuned, all alike."""
     embedded = net.source in ("fashion-decoder", "embedded:fashion-decoder") and (
         asked.data is None or not own
     )
@@ -240,26 +243,85 @@ def _decoder(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
         images = asked.images(net, 32 if asked.quick else 200, own=own)
         x, source = images.x, images.source
     before = outputs(net, x)
-    rows = [_row("as it is", before, before, target, net.parameters_count)]
+    data = dataset("fashion-denoise", limit=300 if asked.quick else None) if target is not None else None
+    up = _layers(net)["rows"][-1]["layer"].partition("#")[0]
+    rows, shown = [], {}
+    for way, made in _exchanged(asked, net).items():
+        if isinstance(made, str):
+            rows.append({"way": way, "reason": made})
+            continue
+        after = outputs(made, x)
+        row, maps = _row(way, before, after, target, made), _maps_of(made, up, x)
+        row["ripple"] = _ripple(*maps)
+        if data is not None:
+            tuned = finetune(made, data, epochs=3 if asked.quick else 10, batch=32, seed=asked.seed)
+            after, maps = outputs(tuned, x), _maps_of(tuned, up, x)
+            assert target is not None
+            row["tuned"] = mean((after - target).square().flatten(1)).to_dict()
+            row["tuned_ripple"] = _ripple(*maps)
+        rows.append(row)
+        shown |= _shown(way, after, *maps)
+    told = {"net": net.name, "rows": rows, "source": source, "up": up, **shown}
+    if target is not None:
+        told |= {"noisy": net.input.denormalize(x[0])[0], "clean": target[0, 0], "learned": len(data.train)}  # type: ignore[union-attr]
+    return told
+
+
+def _exchanged(asked: Asked, net: Net) -> dict[str, Net | str]:
+    """The network as it is, and with each way in place of its own; or why not."""
+    found: dict[str, Net | str] = {"as it is": net}
     for way in WAYS:
         try:
             made = rewrite(net, Upsample(way), seed=asked.seed)
         except ConvscopeError as error:
-            rows.append({"way": way, "reason": str(error)})
-            continue
-        if made.done:
-            rows.append(_row(way, before, outputs(made.net, x), target, made.net.parameters_count))
+            found[way] = str(error)
         else:
-            rows.append({"way": way, "reason": made.refused[0].reason})
-    return {"net": net.name, "rows": rows, "source": source}
+            found[way] = made.net if made.done else made.refused[0].reason
+    return found
 
 
-def _row(way: str, before: Tensor, after: Tensor, target: Tensor | None, params: int) -> dict[str, Any]:
+def _row(way: str, before: Tensor, after: Tensor, target: Tensor | None, made: Net) -> dict[str, Any]:
     row: dict[str, Any] = {
         "way": way,
-        "params": params,
+        "params": made.parameters_count,
+        "macs": profile_of(made).totals.macs,
         "change": mean(changes(before, after)[:, None]).to_dict(),
     }
     if target is not None:
         row["error"] = mean((after - target).square().flatten(1)).to_dict()
     return row
+
+
+def _maps_of(made: Net, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The map that an upsampling layer takes, and the one it gives."""
+    return captured(made, x[:16], [layer], torch.float32)[layer]
+
+
+def _ripple(before: Tensor, after: Tensor) -> float:
+    """Checkerboard of a map: how far the means of the pixels at each place of a period are apart, of the map's spread."""
+    down, right = (max(1, after.shape[k] // before.shape[k]) for k in (2, 3))
+    means = torch.stack(
+        [after[..., i::down, j::right].mean((2, 3)) for i in range(down) for j in range(right)]
+    )
+    return float((means.std(0, correction=0) / after.std((2, 3)).clamp(min=1e-12)).mean())
+
+
+def _shown(way: str, output: Tensor, before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    """The livelier channel of the first image's map before and behind the upsampling, and the output."""
+    channel = int(after[0].flatten(1).std(1).argmax())
+    same = before.shape[1] == after.shape[1]
+    told = {f"map {way}": after[0, channel], f"out {way}": output[0].mean(0)}
+    return told | {"map": before[0, channel]} if way == "as it is" and same else told
+
+
+def _speed(asked: Asked, net: Net) -> dict[str, Any]:
+    """Time of the whole network with each way, in turn."""
+    made = {way: one for way, one in _exchanged(asked, net).items() if isinstance(one, Net)}
+    x = net.input.example(1, seed=asked.seed)
+    with torch.no_grad():
+        taken = timing.measure(
+            {way: _call(one.copy(), x) for way, one in made.items()},
+            budget=0.4 if asked.quick else 3.0,
+            grain=0.001,
+        )
+    return {"rows": {way: one.to_dict() for way, one in taken.items()}}

@@ -161,4 +161,4 @@ def picture(shown: dict[str, Any]) -> Picture:
     lit = photo * (0.25 + 0.75 * large / large.max().clamp(min=1e-12))
     map_ = f"the map of {sizes(shown['map'])} scores for {shown['label']}, white is certain"
     caption = f"{shown['name']}; {map_}; the one lit by the other."
-    return Picture("map", caption, beside([pixels(photo), grey(large, 0.0, 1.0), pixels(lit)]))
+    return Picture("map", caption, beside([pixels(photo), grey(large, 0.0, 1.0), pixels(lit)], height=168))

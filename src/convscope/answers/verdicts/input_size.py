@@ -37,23 +37,30 @@ def loses(detail: dict[str, Any], ways: dict[str, Any]) -> Finding:
 
 
 def tuned(refitted: dict[str, Any]) -> Finding:
-    by = {row["how"]: row["accuracy"]["value"] for row in refitted["rows"]}
-    gain = Estimate(**refitted["gain"])
+    by = {row["how"]: row["accuracy"]["value"] for row in refitted["rows"] if row["accuracy"] is not None}
     told: dict[str, Any] = {
         "net": refitted["net"],
         "size": sizes(refitted["size"]),
         "best": refitted["best"],
-        "tuned": by["native, last layer refitted"],
-        "native": by["native"],
         "other": by[refitted["best"]],
+        "images": refitted["images"],
+        "learned": refitted["learned"],
+    }
+    test = "{net} on images of {size}: its last layers fitted to {learned} images of that size, scored on {images} others"
+    if refitted["gain"] is None:
+        say = "It does not run at {size}; {best} to its own size reaches {other:.1%}."
+        return found("I2", Verdict.OPEN, test, say, when="there is nothing to fine-tune at that size", **told)
+    gain = Estimate(**refitted["gain"])
+    told |= {
+        "tuned": by[refitted["ours"]],
+        "ours": refitted["ours"].removeprefix("native, "),
+        "native": by["native"],
         "gain": 100 * gain.value,
         "low": 100 * (gain.low or 0.0),
         "high": 100 * (gain.high or 0.0),
-        "images": refitted["images"],
     }
-    test = "{net} on images of {size}: its last layer refitted on {images} training images of that size, scored on as many others"
     say = (
-        "Run at {size} as it is it reached {native:.1%}, refitted {tuned:.1%}; {best} to its own size gives {other:.1%}: a "
+        "Run at {size} as it is it reached {native:.1%}, {ours} {tuned:.1%}; {best} to its own size gives {other:.1%}: a "
         "difference of {gain:+.1f} points ({low:+.1f} to {high:+.1f})."
     )
     if told["low"] > 0 or told["high"] < 0:
@@ -89,7 +96,7 @@ def anywhere(runs: dict[str, Any]) -> Finding:
     return found("I3", False, test, say, **told)
 
 
-def statement(net: Net, ways: dict[str, Any], detail: dict[str, Any]) -> str:
+def statement(net: Net, ways: dict[str, Any], detail: dict[str, Any], refitted: dict[str, Any]) -> str:
     rows = {row["how"]: row for row in ways["rows"] if row["reason"] is None}
     told: dict[str, Any] = {
         "net": net.name,
@@ -116,6 +123,15 @@ def statement(net: Net, ways: dict[str, Any], detail: dict[str, Any]) -> str:
         say += " and reaches {accuracy:.1%} against {resized:.1%} resized, without any training."
     else:
         say += " and answers as on the resized images for {agrees:.0%} of the {images}."
+    if refitted["gain"] is not None:
+        by = {row["how"]: row["accuracy"]["value"] for row in refitted["rows"] if row["accuracy"] is not None}
+        told |= {"learner": refitted["net"], "tuned": by[refitted["ours"]], "plain": by["native"]}
+        told |= {"best": refitted["best"], "most": by[refitted["best"]]}
+        say = (
+            say.removesuffix(".")
+            + "; fitted there, the last layers bring {learner} from {plain:.1%} to {tuned:.1%}, "
+        )
+        say += "where {best} gives {most:.1%}."
     return fill(say, told | {"images": ways["images"]})
 
 
@@ -146,9 +162,18 @@ def runs_table(runs: dict[str, Any]) -> Sheet:
 
 
 def refit_table(refitted: dict[str, Any]) -> Sheet:
-    rows = tuple((row["how"], Estimate(**row["accuracy"]).percent()) for row in refitted["rows"])
-    title = f"{refitted['net']} on {refitted['images']} images of {sizes(refitted['size'])}"
-    return Sheet(title, ("way", "accuracy>"), rows)
+    rows = tuple(
+        (
+            row["how"],
+            "" if row["accuracy"] is None else Estimate(**row["accuracy"]).percent(),
+            "" if row["macs"] is None else f"{row['macs'] / 1e6:,.1f} M",
+            "" if row["time"] is None else fill("{median:time}", row["time"]),
+            row["reason"] or "",
+        )
+        for row in refitted["rows"]
+    )
+    title = f"{refitted['net']} at {sizes(refitted['size'])}, on {refitted['source']}, its last layers also fitted to that size"
+    return Sheet(title, ("way", "accuracy>", "MACs>", "time>", ""), rows)
 
 
 def picture(detail: dict[str, Any]) -> Picture:

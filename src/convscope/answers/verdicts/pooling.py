@@ -32,16 +32,10 @@ def findings(
         _reduces(cost),
         _overfitting(asked),
         _parameters(cost),
-        _robust(moved),
+        _robust(moved, kinds),
         _sharpest(maps),
         _presence(noise),
-        trained(
-            asked,
-            "K8",
-            "a study of max against average pooling with windows of four",
-            first={"pooling": "max", "pool_size": 4},
-            second={"pooling": "average", "pool_size": 4},
-        ),
+        _windows(asked),
         _better(asked),
         _without(cost),
         _strided(asked, kinds),
@@ -130,7 +124,7 @@ def _parameters(cost: dict[str, Any]) -> Finding:
     return found("K4", False, test, say, **told)
 
 
-def _robust(moved: dict[str, Any]) -> Finding:
+def _robust(moved: dict[str, Any], kinds: dict[str, Any]) -> Finding:
     pairs = {move: _of(moved, move) for move in MOVES}
     better = [move for move, (before, behind) in pairs.items() if behind < before]
     told: dict[str, Any] = {
@@ -143,6 +137,10 @@ def _robust(moved: dict[str, Any]) -> Finding:
     }
     test = "{images} pictures shifted, scaled, turned and with noise: change of the maps before and behind the poolings"
     say = "Behind the poolings the maps changed less under {better} of {moves} moves ({told})."
+    steady = kinds["rows"][0].get("steady")
+    if steady:
+        told["steady"] = ", ".join(f"{100 * steady[move]['value']:.0f} % ({move})" for move in MOVES)
+        say += " The class stayed for {steady}."
     if len(better) == len(pairs):
         return found("K5", True, test, say, **told)
     if better:
@@ -204,8 +202,44 @@ def _presence(noise: dict[str, Any]) -> Finding:
     return found("K7", False, test, say, **told)
 
 
+def _windows(asked: Asked) -> Finding:
+    """K8, both halves: max in large windows, and average in small ones."""
+    test = "a study of max against average pooling with windows of four, and of average against max with windows of two"
+    made = [
+        trained(
+            asked,
+            "K8",
+            test,
+            first={"pooling": one, "pool_size": window},
+            second={"pooling": other, "pool_size": window},
+        )
+        for one, other, window in (("max", "average", 4), ("average", "max", 2))
+    ]
+    large, small = made
+    if not (large.figures and small.figures):
+        half = next((one for one in made if one.figures), large)
+        if half.verdict is not Verdict.HOLDS:
+            return half
+        when = (
+            f"{'large' if half is large else 'small'} windows are meant; of the others no study is recorded"
+        )
+        return replace(half, verdict=Verdict.WHEN, when=when)
+    figures = {**large.figures, **{f"small_{name}": value for name, value in small.figures.items()}}
+    both = replace(large, sentence=f"{large.sentence} {small.sentence}", figures=figures)
+    verdicts = {large.verdict, small.verdict}
+    if len(verdicts) == 1 and Verdict.OPEN not in verdicts:
+        return both
+    if Verdict.HOLDS in verdicts:
+        held, other = ("large", "small") if large.verdict is Verdict.HOLDS else ("small", "large")
+        rest = "it is the other way round" if Verdict.NOT in verdicts else "the seeds do not tell"
+        return replace(both, verdict=Verdict.WHEN, when=f"{held} windows are meant; in {other} ones {rest}")
+    return replace(
+        both, verdict=Verdict.OPEN, when="the seeds tell at most one of the two halves, against it"
+    )
+
+
 def _better(asked: Asked) -> Finding:
-    """K9: either kind may do."""
+    """K9: either kind may do; both are told."""
     pairs = (
         (
             "a study of a global average head against a flattened one",
@@ -215,8 +249,27 @@ def _better(asked: Asked) -> Finding:
         ("a study of fractional against max pooling", {"pooling": "fractional"}, {"pooling": "max"}),
     )
     made = [trained(asked, "K9", test, first=first, second=second) for test, first, second in pairs]
-    order = (Verdict.HOLDS, Verdict.NOT, Verdict.OPEN)
-    return min(made, key=lambda finding: (not finding.figures, order.index(finding.verdict)))
+    if not all(one.figures for one in made):
+        return next((one for one in made if one.figures), made[0])
+    kinds = dict(zip(("global average", "fractional"), made, strict=True))
+    better, unsure = (
+        [kind for kind, one in kinds.items() if one.verdict is verdict]
+        for verdict in (Verdict.HOLDS, Verdict.OPEN)
+    )
+    verdict, when = Verdict.NOT, ""
+    if better:
+        verdict = Verdict.HOLDS if len(better) == len(kinds) else Verdict.WHEN
+        when = "" if verdict is Verdict.HOLDS else f"{better[0]} pooling is meant"
+    elif unsure:
+        verdict, when = Verdict.OPEN, f"the seeds do not tell {' and '.join(unsure)} pooling from the other"
+    return Finding(
+        made[0].claim,
+        " and ".join(one.test for one in made),
+        {f"{kind} {name}": value for kind, one in kinds.items() for name, value in one.figures.items()},
+        verdict,
+        " ".join(one.sentence for one in made),
+        when,
+    )
 
 
 def _without(cost: dict[str, Any]) -> Finding:
@@ -297,12 +350,22 @@ def moved_table(moved: dict[str, Any]) -> Sheet:
 
 
 def maps_table(maps: dict[str, Any]) -> Sheet:
-    rows = tuple(
+    rows = [
         (row["kind"], str(row["window"]), f"{100 * row['peak']:.0f} %", f"{row['steps']:.2f}")
         for row in maps["rows"]
-    )
-    title = f"max and average on the maps that {maps['layer']} takes"
-    return Sheet(title, ("kind", "window>", "of the peaks left>", "steps, of before>"), rows)
+    ]
+    named = {
+        "fractional": ("fractional max", "2, to {size}"),
+        "stride": ("none, every second value", "1, to {size}"),
+        "global max": ("global max", "all"),
+        "global average": ("global average", "all"),
+    }
+    for row in maps["others"]:
+        kind, window = named[row["kind"]]
+        step = "" if row["steps"] is None else f"{row['steps']:.2f}"
+        rows.append((kind, window.format(size=sizes(row["size"])), f"{100 * row['peak']:.0f} %", step))
+    title = f"kinds of pooling on the maps that {maps['layer']} takes"
+    return Sheet(title, ("kind", "window>", "of the peaks left>", "steps, of before>"), tuple(rows))
 
 
 def kinds_table(kinds: dict[str, Any]) -> Sheet:
@@ -310,19 +373,37 @@ def kinds_table(kinds: dict[str, Any]) -> Sheet:
         (
             row["kind"],
             f"{row['params']:,}" if "params" in row else f"refused: {row['reason']}",
+            f"{row['macs']:,}" if "macs" in row else "",
             *(Estimate(**row[key]).percent() if key in row else "" for key in ("change", "same", "accuracy")),
         )
         for row in kinds["rows"]
     )
     title = f"{kinds['net']} with other poolings, not retrained, on {kinds['source']}"
-    return Sheet(title, ("pooling", "parameters>", "change of the output>", "same class>", "accuracy>"), rows)
+    heads = ("pooling", "parameters>", "MACs>", "change of the output>", "same class>", "accuracy>")
+    return Sheet(title, heads, rows)
+
+
+def steady_table(kinds: dict[str, Any]) -> tuple[Sheet, ...]:
+    """How often the class stays under each move, for each kind of pooling; nothing of networks that give no class."""
+    rows = tuple(
+        (row["kind"], *(f"{100 * row['steady'][move]['value']:.0f} %" for move in MOVES))
+        for row in kinds["rows"]
+        if "steady" in row
+    )
+    title = (
+        f"how often {kinds['net']} gives the same class as before a move, of {kinds.get('moved')} pictures"
+    )
+    return (Sheet(title, ("pooling", *(f"{move}>" for move in MOVES)), rows),) if rows else ()
 
 
 def picture(maps: dict[str, Any]) -> Picture:
     high = float(maps["map"].max())
-    shown = [grey(maps[key], 0.0, high) for key in ("map", "maximum", "average")]
-    caption = f"Channel {maps['channel']} of what {maps['layer']} takes; after 2x2 max pooling, sharp; after average, smooth."
-    return Picture("sharp", caption, beside(shown, height=168))
+    shown = [grey(maps[key], 0.0, high) for key in ("map", "maximum", "average", "fractional", "stride")]
+    caption = (
+        f"Channel {maps['channel']} of what {maps['layer']} takes; after 2x2 max pooling, sharp; after average, smooth; after "
+        "fractional max; every second value alone."
+    )
+    return Picture("sharp", caption, beside(shown, height=140))
 
 
 def chart(maps: dict[str, Any]) -> Chart:

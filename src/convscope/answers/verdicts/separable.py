@@ -130,11 +130,14 @@ def _accuracy(asked: Asked, converted: dict[str, Any]) -> Finding:
         "part": one["macs"],
         "images": converted["images"],
     }
-    beside = fill(
-        " Converted in closed form and not retrained, {converted} fell from {before:.1%} to {after:.1%} on {images} images, at "
-        "{part:.0%} of its MACs.",
-        figures,
+    say = (
+        " Converted in closed form and not retrained, {converted} went from {before:.1%} to {after:.1%} on {images} images, at "
+        "{part:.0%} of its MACs"
     )
+    if one["tuned"] is not None:
+        figures |= {"tuned": one["tuned"]["value"], "own": (converted["own"]["tuned"] or {}).get("value")}
+        say += "; fine-tuned it has {tuned:.1%}, itself fine-tuned alike {own:.1%}"
+    beside = fill(say + ".", figures)
     test = "a study that trains the same network with separable and with full layers; beside it a trained one converted"
     made = trained(
         asked, "D4", test, first={"convolution": "separable"}, second={"convolution": "standard"}, margin=0.01
@@ -142,7 +145,9 @@ def _accuracy(asked: Asked, converted: dict[str, Any]) -> Finding:
     return replace(made, sentence=made.sentence + beside, figures={**made.figures, **figures})
 
 
-def statement(net: Net, where: dict[str, Any], layers: dict[str, Any], times: dict[str, Any]) -> str:
+def statement(
+    net: Net, where: dict[str, Any], layers: dict[str, Any], times: dict[str, Any], converted: dict[str, Any]
+) -> str:
     kinds, rows = where["kinds"], layers["rows"]
     told: dict[str, Any] = {"net": net.name}
     for name, key in (("depthwise", "d"), ("1x1", "p"), ("k x k", "k")):
@@ -169,7 +174,11 @@ def statement(net: Net, where: dict[str, Any], layers: dict[str, Any], times: di
             told |= {"fast": [1 / row["time"]["median"] for row in times["rows"]]}
             told |= {"low": min(told["fast"]), "high": max(told["fast"])}
             say += ", and those timed here ran {low:.2g} to {high:.2g} times as fast"
-        say += "."
+        one = converted["rows"][0]
+        told |= {"converted": converted["net"], "first": converted["before"]["value"]}
+        told |= {"after": one["accuracy"]["value"], "tuned": (one["tuned"] or {}).get("value")}
+        say += "; {converted} converted goes from {first:.1%} to {after:.1%} right"
+        say += "." if one["tuned"] is None else ", and fine-tuned to {tuned:.1%}."
     return fill(say, told)
 
 
@@ -206,21 +215,30 @@ def tables(
     )
     heads = ("layer", "channels>", "kernel>", "MACs>", "1/C_out + 1/k^2>", "parameters>", "time>")
     made.append(Sheet("separable, as multiples of the full layer", heads, table))
+    rows = (("as it is", converted["own"]), *((str(row["rank"]), row) for row in converted["rows"]))
     table = tuple(
         (
-            str(row["rank"]),
+            name,
             f"{row['macs']:.2f}",
             f"{row['params']:.2f}",
             Estimate(**row["accuracy"]).percent(),
-            Estimate(**row["difference"]).percent(),
+            "" if row is converted["own"] else Estimate(**row["difference"]).percent(),
+            row["reason"] if row["tuned"] is None else Estimate(**row["tuned"]).percent(),
+            "" if row["tuned"] is None else Estimate(**row["tuned_difference"]).percent(),
         )
-        for row in converted["rows"]
+        for name, row in rows
     )
-    before = Estimate(**converted["before"]).percent()
-    title = f"{converted['net']} converted in closed form, not retrained; before: {before}, on {converted['source']}"
-    made.append(
-        Sheet(title, ("kernels a channel>", "MACs>", "parameters>", "accuracy>", "difference>"), table)
+    title = f"{converted['net']} converted in closed form, then fine-tuned, on {converted['source']}"
+    heads = (
+        "kernels a channel",
+        "MACs>",
+        "parameters>",
+        "not fine-tuned>",
+        "difference>",
+        "fine-tuned>",
+        "difference>",
     )
+    made.append(Sheet(title, heads, table))
     return made
 
 

@@ -182,7 +182,7 @@ def statement(recovered: dict[str, Any], times: dict[str, Any], decoder: dict[st
         "best": best["way"].replace("_", " "),
         "missing": best["missing"]["value"],
         "quickest": quickest["way"].replace("_", " "),
-        "least": quickest["time"]["median"],
+        "took": quickest["time"]["median"],
         "net": decoder["net"],
     }
     say = (
@@ -190,12 +190,19 @@ def statement(recovered: dict[str, Any], times: dict[str, Any], decoder: dict[st
         if best["missing"]["value"] >= _RECOVERED
         else "What pooling lost came back: {best} leaves {missing:.0%} of the pictures' spread missing"
     )
-    say += ", and the quickest here is {quickest} ({least:time}). "
+    say += ", and the quickest here is {quickest} ({took:time}). "
     if rows:
         near, far = (pick(rows, key=lambda row: row["change"]["value"]) for pick in (min, max))
         told |= {"near": near["way"].replace("_", " "), "far": far["way"].replace("_", " ")}
         told |= {"small": near["change"]["value"], "large": far["change"]["value"]}
-        say += "In {net}, not retrained, {near} moves the output by {small:.0%} of its spread, {far} by {large:.0%}."
+        say += "In {net}, not retrained, {near} moves the output by {small:.0%} of its spread, {far} by {large:.0%}"
+        learned = [row for row in decoder["rows"] if "tuned" in row]
+        if learned:
+            first, last = (pick(learned, key=lambda row: row["tuned"]["value"]) for pick in (min, max))
+            told |= {"first": first["way"].replace("_", " "), "least": first["tuned"]["value"]}
+            told |= {"last": last["way"].replace("_", " "), "most": last["tuned"]["value"]}
+            say += "; fine-tuned alike, the squared error is {least:.2g} ({first}) to {most:.2g} ({last})"
+        say += "."
     else:
         say += "In {net} no other way could be put."
     return fill(say, told)
@@ -229,22 +236,65 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def decoder_table(decoder: dict[str, Any]) -> Sheet:
-    rows = tuple(
-        (
-            row["way"].replace("_", " "),
-            Estimate(**row["change"]).percent() if "change" in row else f"refused: {row['reason']}",
-            str(Estimate(**row["error"])) if "error" in row else "",
-            f"{row['params']:,}" if "params" in row else "",
-        )
-        for row in decoder["rows"]
+def decoder_table(decoder: dict[str, Any], speed: dict[str, Any]) -> Sheet:
+    """Error only where there are targets, and fine-tuning with it."""
+    scored = any("error" in row for row in decoder["rows"])
+    between = ("squared error>", "fine-tuned>", "checkerboard>", "fine-tuned>")
+    heads = (
+        "way",
+        "change of the output>",
+        *(between if scored else between[2:3]),
+        "parameters>",
+        "MACs>",
+        "time>",
     )
-    title = f"{decoder['net']} with every way in place of its own, not retrained, on {decoder['source']}"
-    return Sheet(title, ("way", "change of the output>", "mean squared error>", "parameters>"), rows)
+    rows = []
+    for row in decoder["rows"]:
+        way = row["way"].replace("_", " ")
+        if "change" not in row:
+            rows.append((way, f"refused: {row['reason']}", *[""] * (len(heads) - 2)))
+            continue
+        time = speed["rows"].get(row["way"])
+        errors = [f"{row[key]['value']:.3g}" if key in row else "" for key in ("error", "tuned")]
+        ripples = ["" if row.get(key) is None else _percent(row[key]) for key in ("ripple", "tuned_ripple")]
+        rows.append(
+            (
+                way,
+                _percent(row["change"]["value"]),
+                *((*errors, *ripples) if scored else ripples[:1]),
+                f"{row['params']:,}",
+                f"{row['macs']:,}",
+                "" if time is None else fill("{median:time}", time),
+            )
+        )
+    title = f"{decoder['net']} with every way in place of its own, on {decoder['source']}"
+    notes = [
+        "checkerboard: how far the means at the places of a period are apart behind {up}, of the map's spread"
+    ]
+    if "learned" in decoder:
+        notes += ["fine-tuned: all of the network, each way alike, on {learned} other noisy images"]
+    return Sheet(title, heads, tuple(rows), tuple(fill(one, decoder) for one in notes))
 
 
-def pictures(recovered: dict[str, Any]) -> tuple[Picture, ...]:
+def pictures(recovered: dict[str, Any], decoder: dict[str, Any]) -> tuple[Picture, ...]:
     shown = [grey(recovered[key], 0.0, 1.0) for key in ("original", *UNTRAINED)]
     names = ", ".join(way.replace("_", " ") for way in UNTRAINED)
     caption = f"A detail of a picture, then after 2x2 max pooling and back: {names}."
-    return (Picture("ways", caption, beside(shown, height=128)),)
+    made = [Picture("ways", caption, beside(shown, height=128))]
+    ways = [way for way in ("as it is", *WAYS) if f"map {way}" in decoder]
+    told = {
+        "ways": ", ".join(way.replace("_", " ") for way in ways),
+        "up": decoder["up"],
+        "net": decoder["net"],
+        "tuned": ", each fine-tuned alike" if "clean" in decoder else ", not retrained",
+    }
+    if ways:
+        first = [grey(decoder["map"])] if "map" in decoder else []
+        maps = beside([*first, *(grey(decoder[f"map {way}"]) for way in ways)], height=112)
+        caption = "One map inside {net}" + (": what {up} takes, then" if first else ":")
+        made.append(Picture("map", fill(caption + " what it gives by {ways}{tuned}.", told), maps))
+    if ways and "clean" in decoder:
+        every = [decoder["noisy"], decoder["clean"], *(decoder[f"out {way}"] for way in ways)]
+        caption = fill("An image with noise, without, and what {net} makes of it by {ways}{tuned}.", told)
+        made.append(Picture("decoded", caption, beside([grey(one, 0.0, 1.0) for one in every], height=112)))
+    return tuple(made)
