@@ -57,6 +57,21 @@ def test_figures_are_shown_where_the_page_cannot_be_written(
     assert "No page: cannot write 'made/studies.html'" in err
 
 
+def test_a_study_of_text_is_chosen_by_parameters(design: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    design.write_text(
+        'base = "convscope.studies.networks:text_cnn"\nseeds = 1\narguments = { filters = 2 }\n'
+        'data = { source = "glosses", limit = 60, test_limit = 20 }\n[factors]\ndim = [2, 4]\n'
+    )
+    assert main(["study", str(design), "--engine", "inline", "--out", "made"]) == 0
+    assert "(by parameters)" in capsys.readouterr().out
+    shown = json.loads(Path("made", "data", "studies.json").read_text())["sizes"]["summary"]["choice"]
+    assert shown["cost"] == "params"
+    assert main(["study", str(design), "--show", "--cost", "macs", "--out", "made"]) == 0
+    out = capsys.readouterr().out
+    assert "dim=4" in out
+    assert "cost='macs' is not known of any variant" in out
+
+
 def test_json_is_one_document(design: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "study",

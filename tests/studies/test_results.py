@@ -109,6 +109,19 @@ def test_the_best_may_be_the_cheapest() -> None:
     assert choice.text == "Take kernel_size=1: it has the best test accuracy, and none costs less (by MACs)."
 
 
+def test_a_cost_that_nobody_counted_is_not_chosen_by() -> None:
+    result = made({1: [0.9, 0.9], 3: [0.5, 0.5]})
+    plain = [replace(v, cost=replace(v.cost, macs=None, latency=None)) for v in result.variants]
+    result = replace(result, variants=tuple(plain))
+    assert (result.costs, result.choose().cost) == (("params",), "params")
+    with pytest.raises(RequestError, match="cost='latency' is not known of any variant .*; take params"):
+        result.choose("latency")
+    none = replace(result, variants=tuple(replace(v, cost=None) for v in result.variants))
+    with pytest.raises(RequestError, match="cost='macs' is not known .*; no other is known either"):
+        none.choose()
+    assert summary(none)["choice"] is None
+
+
 def test_cheaper_variants_that_cannot_be_taken_are_named() -> None:
     scores = {1: [0.9, None, 0.9], 3: [], 5: [0.8, 0.81, 0.8], 7: [None, 0.5, 0.5]}
     assert made(scores).choose().text == (

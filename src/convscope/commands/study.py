@@ -29,7 +29,7 @@ def study(
     quick: Flag = False,
     fresh: Flag = False,
     margin: float = 1.0,
-    cost: str = "macs",
+    cost: str | None = None,
     show: OutFlag = False,
     output: OutputOptions = OUTPUT_DEFAULT,
 ) -> int:
@@ -48,7 +48,7 @@ def study(
         quick: Two seeds and a fourth of the budget.
         fresh: Throw away what the folder holds.
         margin: Percentage points that the cheapest variant may lose against the best.
-        cost: What is cheap: macs, params or latency.
+        cost: What is cheap: macs, params or latency; by default macs, or params where those are not counted, as of text.
         show: Only show what the folder holds of an earlier run.
     """
     from convscope import tour
@@ -61,7 +61,7 @@ def study(
         sys.path.append(os.getcwd())  # for package.module:factory; last, so that nothing is shadowed
     if not 0 < margin < 100:
         raise RequestError(f"margin={margin} must be percentage points above 0 and below 100.")
-    if cost not in COSTS:
+    if cost is not None and cost not in COSTS:
         raise UnknownName(f"cost={cost!r} must be one of {', '.join(COSTS)}{nearest(cost, COSTS)}")
     wanted = design_file.read(design)
     folder = out or Path(f"study-{wanted.name}")
@@ -80,7 +80,11 @@ def study(
                 fresh=fresh,
                 progress=progress,
             )
-    choice = found.choose(cost, margin / 100) if found.metrics else None
+    choice, unchosen = None, ""
+    try:
+        choice = found.choose(cost, margin / 100) if found.metrics else None
+    except RequestError as error:  # a cost that nobody counted; the figures are there
+        unchosen = str(error)
     page: Path | None = None
     unwritten = ""
     try:
@@ -98,9 +102,9 @@ def study(
         )
     else:
         say(escape(repr(found)))
-        if choice is not None:
+        if found.metrics:
             print_table(*found.table())
-            print(f"\n{visible(choice.text)}")
+            print(f"\n{visible(unchosen if choice is None else choice.text)}")
     for line in failures(found):
         say(escape(f"failed: {line}"))
     say(f"As a page: {escape(str(page))}" if page else f"No page: {escape(unwritten)}")

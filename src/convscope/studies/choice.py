@@ -82,7 +82,7 @@ class Choice:
 
 
 def choose(
-    result: StudyResult, cost: str = "macs", margin: float = 0.01, metric: str | None = None
+    result: StudyResult, cost: str | None = None, margin: float = 0.01, metric: str | None = None
 ) -> Choice:
     """The cheapest variant whose loss against the best is below the margin at the end of its 95 % interval.
 
@@ -93,20 +93,21 @@ def choose(
 
     Args:
         result: of the study.
-        cost: "macs", "params" or "latency".
+        cost: "macs", "params" or "latency"; MACs unless given, or parameters where MACs are not counted, as of text.
         margin: accuracy that one is ready to lose; 0.01 is one percentage point.
         metric: "validation" where there is one, so that the test data has no part in the choice; else the first that
             there is.
 
     Raises:
         UnknownName: there is no such cost or metric.
-        RequestError: the margin is not positive, or no run has finished.
+        RequestError: the margin is not positive, no run has finished, or no variant has a cost of that kind.
     """
     if isinstance(margin, bool) or not 0 < margin < 1:
         raise RequestError(f"margin={margin!r} must be above 0 and below 1; 0.01 is one percentage point.")
     if metric is None and "validation" in result.metrics:
         metric = "validation"
     metric = result.checked(metric)
+    cost = _known(result, cost)
     means = result.means(metric)
     sound = [place for place, variant in enumerate(result.variants) if not variant.diverged]
     places = [place for place in sound if means[place] is not None] or range(len(means))
@@ -126,6 +127,20 @@ def choose(
     chosen_from = {loss.variant for loss in losses}
     text += _left_out(result, [place for place in range(len(means)) if place not in chosen_from], safe, cost)
     return Choice(not open_, safe.variant, best, cost, margin, metric, losses, seeds, text)
+
+
+def _known(result: StudyResult, cost: str | None) -> str:
+    """A cost that at least one variant has."""
+    known = result.costs
+    if cost is None:
+        cost = next((kind for kind in ("macs", "params") if kind in known), "macs")
+    result.cost(0, cost)  # a name that there is
+    if cost not in known:
+        instead = f"take {' or '.join(known)}" if known else "no other is known either"
+        raise RequestError(
+            f"cost={cost!r} is not known of any variant of this study, so that none is the cheapest; {instead}."
+        )
+    return cost
 
 
 def _loss(result: StudyResult, place: int, price: float, best: int, margin: float, metric: str) -> Loss:

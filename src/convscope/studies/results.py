@@ -228,7 +228,13 @@ class StudyResult:
         found = self.variants[place].cost
         return math.inf if found is None else found.of(kind)
 
-    def choose(self, cost: str = "macs", margin: float = 0.01, metric: str | None = None) -> Choice:
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Kinds of cost that at least one variant has."""
+        places = range(len(self.variants))
+        return tuple(kind for kind in COSTS if any(math.isfinite(self.cost(place, kind)) for place in places))
+
+    def choose(self, cost: str | None = None, margin: float = 0.01, metric: str | None = None) -> Choice:
         """Which variant to take: see `convscope.studies.choice.choose`."""
         from convscope.studies.choice import choose
 

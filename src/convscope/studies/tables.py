@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -158,16 +157,8 @@ def summary(result: StudyResult) -> dict[str, Any] | None:
         found[metric] = {
             "means": [None if mean is None else mean.to_dict() for mean in result.means(metric)],
             "differences": [None if d is None else d.to_dict() for d in result.differences(metric)],
-            "pareto": {kind: list(result.pareto(kind, metric)) for kind in _costs(result)},
+            "pareto": {kind: list(result.pareto(kind, metric)) for kind in result.costs},
         }
-    cost = next((kind for kind in ("macs", "params") if kind in _costs(result)), None)
-    choice = None if cost is None else result.choose(cost).to_dict()
+    countable = any(kind in result.costs for kind in ("macs", "params"))
+    choice = result.choose().to_dict() if countable else None
     return {"baseline": result.baseline, "metrics": found, "choice": choice}
-
-
-def _costs(result: StudyResult) -> list[str]:
-    """Kinds of cost that at least one variant has."""
-    from convscope.studies.results import COSTS
-
-    places = range(len(result.variants))
-    return [kind for kind in COSTS if any(math.isfinite(result.cost(place, kind)) for place in places)]
