@@ -15,7 +15,7 @@ from torch import nn
 
 from convscope import engines
 from convscope.engines import RETRIES, Engine, Outcome, Task
-from convscope.errors import ConvscopeError, ModelError, RequestError, StoreError
+from convscope.errors import BadInput, ConvscopeError, ModelError, RequestError, StoreError
 from convscope.models import InputSpec, _kept_rng, set_eval
 from convscope.studies import costs, design_file, given, sql
 from convscope.studies.data import Data, dataset
@@ -250,8 +250,16 @@ class _Study:
                 f"base={self.design.base!r} fails on {self.data.kind} data of shape {list(inputs.shape)} "
                 f"({type(error).__name__}: {reason}); give data that it can take, or another base."
             ) from error
-        if isinstance(outputs, torch.Tensor):  # of anything else the training says what to do
+        if not isinstance(outputs, torch.Tensor):  # of anything else the training says what to do
+            return
+        try:
             check_outputs(outputs, targets)
+        except BadInput as error:
+            if self.data.kind == "dense" and self.design.base.endswith(":small_cnn"):
+                raise BadInput(
+                    f'{error}; small_cnn predicts every pixel by arguments = {{ upsampling = "nearest" }}.'
+                ) from error
+            raise
 
     def train(self) -> None:
         """All runs that are not finished, in order; each is kept as it ends."""
