@@ -236,7 +236,7 @@ def _finite(net: Net) -> None:
     Raises:
         ModelError: there are such.
     """
-    told = [*net.module.named_parameters()]
+    told: list[tuple[str, Tensor]] = [*net.module.named_parameters()]
     told += [(name, value) for name, value in net.module.named_buffers() if "running_" in name]
     for name, value in told:
         if value.is_floating_point() and not bool(value.detach().isfinite().all()):

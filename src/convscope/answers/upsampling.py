@@ -245,7 +245,8 @@ def _decoder(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
     before = outputs(net, x)
     data = dataset("fashion-denoise", limit=300 if asked.quick else None) if target is not None else None
     up = _layers(net)["rows"][-1]["layer"].partition("#")[0]
-    rows, shown = [], {}
+    rows: list[dict[str, Any]] = []
+    shown: dict[str, Tensor] = {}
     for way, made in _exchanged(asked, net).items():
         if isinstance(made, str):
             rows.append({"way": way, "reason": made})
@@ -276,7 +277,7 @@ def _exchanged(asked: Asked, net: Net) -> dict[str, Net | str]:
         except ConvscopeError as error:
             found[way] = str(error)
         else:
-            found[way] = made.net if made.done else made.refused[0].reason
+            found[way] = made.net if made.done else str(made.refused[0].reason)
     return found
 
 
