@@ -23,6 +23,8 @@ from syrupy.assertion import SnapshotAssertion
 
 import convscope
 from convscope import cli
+from convscope.commands import progress
+from convscope.commands.arguments import channels_of
 from convscope.errors import RequestError, StoreError
 from convscope.features.unit import Unit, Visualization
 from convscope.models import Net
@@ -275,7 +277,7 @@ def test_atlas_then_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     following = re.search(r"Next: convscope (.*?)   ", err)
     assert following
 
-    code, out, err = run(*following[1].split())
+    code, out, err = run(*following[1].split(), "--answers", "none")
     assert code == 0, err
     assert out == "both/index.html\n"
     assert opened == [(tmp_path / "both/index.html").as_uri()]
@@ -524,13 +526,16 @@ EVENT = {"done": 3, "total": 12, "rate": 0.5, "seconds_left": 78.4, "layer": "a\
 
 
 def test_progress_lines_are_rare(capsys: pytest.CaptureFixture[str]) -> None:
-    tell = cli._Lines(every=0)
+    tell = progress.Lines(every=0)
     tell(EVENT)
     tell({**EVENT, "rate": 0.0, "seconds_left": None})
-    cli._Lines()(EVENT)
-    assert (
-        capsys.readouterr().err == "3 of 12 units, 0.50 a second, 1:18 left\n3 of 12 units, 0.00 a second\n"
-    )
+    tell({"done": 12, "total": 12, "rate": 0.0, "seconds_left": 0.0, "layer": "measuring a\x1bb"})
+    progress.Lines()(EVENT)
+    assert capsys.readouterr().err.splitlines() == [
+        "3 of 12 units, 0.50 a second, 1:18 left",
+        "3 of 12 units, 0.00 a second",
+        "12 of 12 units, measuring a\N{REPLACEMENT CHARACTER}b",
+    ]
 
 
 def test_progress_bar() -> None:
@@ -539,7 +544,7 @@ def test_progress_bar() -> None:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
-    with cli._bar(console) as tell:
+    with progress.bar(console) as tell:
         tell(EVENT)
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     assert "3/12 units  0.50 a second, 1:18 left  a�b" in drawn
@@ -557,7 +562,7 @@ def test_progress_bar() -> None:
     ],
 )
 def test_channels(text: str | None, expected: list[int] | None) -> None:
-    assert cli._channels(text) == expected
+    assert channels_of(text) == expected
 
 
 @pytest.fixture(autouse=True)

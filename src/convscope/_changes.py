@@ -21,7 +21,7 @@ from convscope import site
 from convscope.algorithms.survey import machine
 from convscope.data import Images, halves
 from convscope.data import images as read_images
-from convscope.errors import ConvscopeError, StoreMismatch
+from convscope.errors import ConvscopeError
 from convscope.features.picture import to_pil
 from convscope.models import Net
 from convscope.rewrites.compare import compare
@@ -140,11 +140,7 @@ class ChangesPage:
             "settings": {"quick": self.quick, "seed": self.seed, "steps": STEPS},
             "machine": machine(str(self.device or "cpu")),
         }
-        folder = self.out / FOLDER
-        try:
-            self.store = Store.open(folder, identity, fresh=self.fresh)
-        except StoreMismatch:  # a cache: what it holds is of another network, machine or version
-            self.store = Store.open(folder, identity, fresh=True)
+        self.store = Store.open_cache(self.out / FOLDER, identity, fresh=self.fresh)
         self._write("running")
 
     def finish(self, tell: Callable[[str], None]) -> None:

@@ -22,7 +22,7 @@ from convscope import site
 from convscope.algorithms.survey import machine
 from convscope.data import Images, photographs
 from convscope.data import images as read_images
-from convscope.errors import ConvscopeError, ModelError, StoreMismatch
+from convscope.errors import ConvscopeError, ModelError
 from convscope.features.capture import split_key
 from convscope.features.picture import to_pil
 from convscope.graph import Graph, layout, record
@@ -86,11 +86,7 @@ class LayerMeasures:
             "settings": {"quick": quick, "seed": seed},
             "machine": machine(str(device or "cpu")),
         }
-        folder = out / FOLDER
-        try:
-            self.store = Store.open(folder, identity, fresh=fresh)
-        except StoreMismatch:  # a cache: what it holds is of another network, machine or version
-            self.store = Store.open(folder, identity, fresh=True)
+        self.store = Store.open_cache(out / FOLDER, identity, fresh=fresh)
         self.left_out: list[dict[str, str]] = []
 
     @cached_property

@@ -359,6 +359,26 @@ class Store:
             raise
         return store
 
+    @classmethod
+    def open_cache(
+        cls, folder: str | os.PathLike[str], identity: Mapping[str, Any], *, fresh: bool = False
+    ) -> Store:
+        """As `open`, for what can be measured again at any time: results of another identity are thrown away.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     with Store.open_cache(folder, {"network": "a"}) as store:
+            ...         store.put("latency", {"ms": 2.0})
+            ...     with Store.open_cache(folder, {"network": "b"}) as store:
+            ...         print(store.finished())
+            set()
+        """
+        try:
+            return cls.open(folder, identity, fresh=fresh)
+        except StoreMismatch:
+            return cls.open(folder, identity, fresh=True)
+
     def _enter(self, *, fresh: bool) -> None:
         """Under the lock: check whose folder it is, tidy up, read what is finished."""
         identity_file = self.folder / IDENTITY

@@ -30,10 +30,12 @@ from convscope.models import InputLike, Net, as_net
 from convscope.rewrites.compare_several import Comparisons
 from convscope.rewrites.compare_table import Comparison
 from convscope.store import Store
+from convscope.studies.choice import Choice
 from convscope.studies.results import StudyResult
 from convscope.studies.shelf import made_here, records
 
 Asking: TypeAlias = Literal["quick", "full", "none"]
+_EMBEDDED = "embedded:efficientnet_lite0"  # what `load` gives where nothing is asked for
 _OTHER_CODE = "Made by other code than is installed here; the figures are those of the record."
 
 
@@ -93,7 +95,8 @@ def report(
             takes here, what padding and shifts do to it.
         changes: whether to try a few rewrites, for a page that shows what each costs and keeps.
         answers: how to ask every question about the design of CNNs, for a page of their own: "quick" (two or three
-            minutes), "full" or "none".
+            minutes), "full" or "none". Each is asked of the network; where that is the embedded default and no data is
+            given, of the embedded network that suits it, as `convscope.ask` does.
         studies: a folder of study records for the page of studies and the answers; those that ship by default.
         open: open the first page in the browser as soon as it stands.
         progress: called with {"done", "total", "rate", "seconds_left", "layer"}.
@@ -159,12 +162,27 @@ def report(
         if changes:
             tried.finish(_teller(made, progress))
     if answers != "none":
-        tell = _teller(made, progress)
         asked: Any = {name: settings[name] for name in ("fresh", "seed") if name in settings}
         asked |= {"quick": answers == "quick", "studies": studies, "out": folder}
-        ask("all", net, data, progress=lambda event: tell(event["layer"]), **asked)
+        subject = None if net.source == _EMBEDDED and data is None else net
+        ask("all", subject, data, progress=_asking(folder, _teller(made, progress)), **asked)
         first = site.write(folder)
     return Report(first, made)
+
+
+def _asking(folder: Path, tell: Callable[[str], None]) -> Progress:
+    """Tells what is measured, and writes the page whenever the next question begins."""
+    begun = ""
+
+    def told(event: dict[str, Any]) -> None:
+        nonlocal begun
+        question = event["layer"].partition(":")[0]
+        if begun and question != begun:
+            site.write(folder)
+        begun = question
+        tell(event["layer"])
+
+    return told
 
 
 def _told(studies: Mapping[str, StudyResult]) -> dict[str, dict[str, Any]]:
@@ -175,12 +193,13 @@ def _told(studies: Mapping[str, StudyResult]) -> dict[str, dict[str, Any]]:
     }
 
 
-def studied(found: StudyResult, out: str | os.PathLike[str]) -> Path:
+def studied(found: StudyResult, out: str | os.PathLike[str], choice: Choice | None = None) -> Path:
     """Writes the page of one study.
 
     Args:
         found: what `convscope.study` gave.
         out: the folder, such as that of its record; one that holds a report gets the page added.
+        choice: what it says to take, by another cost or margin than usual.
 
     Returns:
         The page.
@@ -195,7 +214,10 @@ def studied(found: StudyResult, out: str | os.PathLike[str]) -> Path:
         'studies.html'
     """
     folder = Path(out)
-    return site.write(folder, studies=_told({found.design.name: found})).parent / "studies.html"
+    told = _told({found.design.name: found})
+    if choice is not None:
+        told[found.design.name]["summary"]["choice"] = choice.to_dict()
+    return site.write(folder, studies=told).parent / "studies.html"
 
 
 def _teller(made: Atlas, progress: Progress | None) -> Callable[[str], None]:

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 import convscope
+from convscope import tour
 from convscope.answers import ask as verb
 from convscope.answers.questions import QUESTIONS
 
@@ -26,3 +27,31 @@ def test_a_report_asks_every_question(tmp_path: Path, monkeypatch: pytest.Monkey
     assert '<a href="answers.html">Answers</a>' in made.page.read_text()
     assert "1 of 1 convolutions of Sequential are padded" in (tmp_path / "answers.html").read_text()
     assert "measuring padding: shapes" in told
+
+
+def test_whom_a_report_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded default stands for none: each question takes the network that suits it."""
+    asked: list[tuple[Any, Any]] = []
+
+    def ask(question: str, net: Any, data: Any, **settings: Any) -> None:
+        asked.append((net, data))
+        for layer in ("features: steps", "features: kernels", "padding: shapes"):
+            settings["progress"]({"layer": layer})
+
+    written: list[Path] = []
+    true = tour.site.write
+    monkeypatch.setattr(tour, "ask", ask)
+    few: dict[str, Any] = {
+        "channels": 1,
+        "steps": 1,
+        "size": 32,
+        "photo": None,
+        "measures": False,
+        "changes": False,
+    }
+    default, other = convscope.load(), convscope.load("fashion")
+    convscope.report(default, tmp_path / "a", layers=["conv_stem"], **few)
+    monkeypatch.setattr(tour.site, "write", lambda out, **known: written.append(out) or true(out, **known))
+    convscope.report(other, tmp_path / "b", layers=["block1.conv1"], **few)
+    assert asked == [(None, None), (other, None)]
+    assert len(written) == 3  # with the pictures, before the second question, and in the end

@@ -270,6 +270,51 @@ def test_killed_at_random_moments_it_ends_the_same(
     equal(out, whole[0])
 
 
+def drawn(folder: Path) -> list[str]:
+    """The batches that were finished, by whatever runs, in order."""
+    lines = [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
+    return [line["piece"] for line in lines if line.get("event") == "batch"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+@pytest.mark.timeout(120)
+def test_workers_and_their_driver_are_killed_and_it_ends_the_same(
+    tiny: Net, tmp_path: Path, whole: tuple[Path, Atlas], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver in the middle; then, when it goes on, the worker that draws."""
+    from convscope.engines import process
+
+    out, weights = tmp_path / "killed", tmp_path / "weights.pt"
+    torch.save(tiny.module.state_dict(), weights)
+    code = CHILD.format(tests=str(Path(__file__).parents[1]), out=str(out), weights=str(weights))
+    code = code.replace("batch=2,", 'batch=2, engine="process", workers=1,')
+    words, environment = [sys.executable, "-c", code], os.environ | {"PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        assert int(child.stdout.readline()) > 0  # units of a batch that is kept
+        child.kill()
+    before = drawn(out)
+    assert 0 < len(before) < len(drawn(whole[0]))
+
+    born, lives = process._Worker.__init__, list[subprocess.Popen[bytes]]()
+
+    def watched(self: process._Worker, threads: int) -> None:
+        born(self, threads)
+        lives.append(self.process)
+
+    def kill_the_first(event: dict[str, Any]) -> None:
+        if len(lives) == 1:
+            lives[0].kill()
+
+    monkeypatch.setattr(process._Worker, "__init__", watched)
+    made = same_request(tiny, out, engine="process", workers=1, progress=kill_the_first)
+    assert len(lives) == 2
+    equal(out, whole[0])
+    assert (made.done, made.failed) == (whole[1].done, whole[1].failed)
+    assert sorted(drawn(out)) == sorted(drawn(whole[0]))  # each batch finished once, by whichever run
+
+
 @pytest.mark.parametrize("write", [1, 2, 3, 5, 8, 13])
 def test_stopped_before_any_write_it_ends_the_same(
     tiny: Net, tmp_path: Path, whole: tuple[Path, Atlas], monkeypatch: pytest.MonkeyPatch, write: int

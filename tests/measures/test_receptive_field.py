@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convscope._torchvision import torchvision
-from convscope.errors import RequestError, UnknownLayer
+from convscope.errors import BadInput, RequestError, UnknownLayer
 from convscope.graph import layout, record
 from convscope.graph.rules import follow
 from convscope.measures.receptive_field import ReceptiveField, field_of, receptive_field
@@ -437,11 +437,11 @@ def test_requests_are_refused_with_reasons() -> None:
         UnknownLayer, match="layer 'conv3' is not a module of the network; did you mean 'conv"
     ):
         receptive_field(net, "conv3", input=spec)
-    with pytest.raises(
-        RequestError, match="input='64' must be an InputSpec or an example tensor with its batch axis"
-    ):
-        receptive_field(net, "conv2", input="64")  # type: ignore[call-overload]
+    with pytest.raises(BadInput, match="input='big' must be SIZE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH"):
+        receptive_field(net, "conv2", input="big")
     field = receptive_field(net, "conv2", input=spec)
+    for shape in ("2x12x24", (2, 12, 24), [2, 12, 24]):
+        assert receptive_field(net, "conv2", input=shape) == field
     with pytest.raises(
         RequestError, match=r"position=\(1, 2, 3\) has 3 indices; give one for each of the 2 image axes"
     ):

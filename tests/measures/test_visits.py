@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convscope.errors import RequestError, UnknownLayer
+from convscope.errors import BadInput, RequestError, UnknownLayer
 from convscope.graph import record
 from convscope.measures.receptive_field import receptive_field
 from convscope.measures.visits import visits
@@ -262,8 +262,8 @@ def test_requests_are_refused_with_reasons() -> None:
         RequestError, match="layer '1' gives no tensor that depends on the input, so it visits no pixel"
     ):
         visits(nn.Sequential(Lambda(torch.zeros_like), conv(3)), "1", input=SPEC)
-    with pytest.raises(RequestError, match=r"input='224' must be an InputSpec or an example tensor"):
-        visits(net, "conv", input="224")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"input='big' must be SIZE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH"):
+        visits(net, "conv", input="big")
 
     class Aside(nn.Module):
         """A layer whose result is not made of what it is given."""

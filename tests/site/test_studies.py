@@ -52,7 +52,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "words-only": trained({"a": [0.5, 0.6], "b": [0.7, 0.7]}, costs=False),
         "empty": trained({"a": [0.5]}) | {"summary": None},
     }
-    told["empty"]["failed"] = [{"reason": f"no memory {HOSTILE}"}]
+    told["empty"]["failed"] = [
+        {"variant": 0, "seed": seed, "reason": f"no memory {HOSTILE} {'x' * 200}"} for seed in (1, 0)
+    ]
     assert site.write(out, studies=told) == out / "index.html"
     return out
 
@@ -97,7 +99,8 @@ def test_what_it_says(visit: Opener, page: Path) -> None:
 def test_text_of_a_design_is_text(visit: Opener, page: Path) -> None:
     seen = visit(page, "studies.html").page
     assert seen.locator("#study-sizes tbody th").nth(2).inner_text() == f"block={HOSTILE}"
-    assert seen.locator("#study-empty .part").inner_text() == f"failed: no memory {HOSTILE}"
+    told = seen.locator("#study-empty .part").inner_text()
+    assert told == f"block=a, seeds 0, 1 failed: no memory {HOSTILE} {'x' * 200}"
     assert seen.locator("img").count() == 0
 
 
@@ -145,3 +148,28 @@ def test_values_say_so() -> None:
     told = trained(SIZES)
     told["data"] = {**json.loads(json.dumps(told["data"])), "values": True}
     assert studies.shown("values", told)["score"] == "R²"
+
+
+def test_a_choice_by_another_cost_and_margin_is_drawn_by_it() -> None:
+    told = trained(SIZES)
+    told["summary"]["choice"] |= {"cost": "params", "margin": 0.05}
+    study = studies.shown("sizes", told)
+    assert [row["cost"] for row in study["rows"]] == [100, 1000, 10000]
+    assert study["charts"][0]["title"].startswith("Accuracy on the test data beside parameters")
+    assert studies.key([study]) == "settled at a margin of 5 points"
+    assert studies.key([study, studies.shown("sizes", trained(SIZES))]).endswith("5 points or one point")
+
+
+def test_failures_of_several_variants_are_told_once() -> None:
+    told = trained(SIZES)
+    told["failed"] = [{"variant": place, "seed": 0, "reason": "no memory"} for place in range(3)]
+    assert studies.shown("sizes", told)["failed"] == ["3 runs of 3 variants failed: no memory"]
+
+
+def test_one_study_needs_no_list(visit: Opener, tmp_path: Path) -> None:
+    site.write(tmp_path, studies={"sizes": trained({"a" * 90: [0.5, 0.6], "b": [0.4, 0.4]})})
+    seen = visit(tmp_path, "studies.html", width=390).page
+    assert seen.locator(".asked").count() == 0
+    assert seen.locator("td.number").nth(1).inner_text() == "baseline"
+    assert seen.locator("td.number", has_text="\N{MINUS SIGN}15.0").count() == 1
+    assert seen.locator("tbody th").first.bounding_box()["width"] < 200  # a long label is broken

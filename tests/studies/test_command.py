@@ -44,6 +44,19 @@ def test_a_study_is_trained_shown_and_shown_again(design: Path, capsys: pytest.C
     assert capsys.readouterr().out == out
 
 
+def test_figures_are_shown_where_the_page_cannot_be_written(
+    design: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", str(design), "--engine", "inline", "--out", "made"]) == 0
+    told = capsys.readouterr().out
+    Path("made", "studies.html").unlink()
+    Path("made", "studies.html").mkdir()  # as good as a folder that may only be read
+    assert main(["study", str(design), "--show", "--out", "made"]) == 0
+    out, err = capsys.readouterr()
+    assert out == told
+    assert "No page: cannot write 'made/studies.html'" in err
+
+
 def test_json_is_one_document(design: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "study",
@@ -64,6 +77,8 @@ def test_json_is_one_document(design: Path, capsys: pytest.CaptureFixture[str]) 
     assert told["design"]["budget"] == {"epochs": 1.25}
     assert (told["choice"]["margin"], told["choice"]["cost"]) == (0.05, "params")
     assert told["folder"] == "study-sizes"
+    shown = json.loads(Path("study-sizes", "data", "studies.json").read_text())["sizes"]["summary"]["choice"]
+    assert shown == told["choice"]  # the page tells what was asked for
     assert all(variant["latency"]["median"] > 0 for variant in told["variants"])
 
 
@@ -96,7 +111,7 @@ def test_failed_runs_are_told_and_counted(design: Path, capsys: pytest.CaptureFi
     design.write_text(FILE.replace("SIZES", "[3, 11]"))
     assert main(["study", str(design), "--engine", "inline"]) == 1
     out, err = capsys.readouterr()
-    assert "failed: kernel_size=11, seed 0 (tried 3 times): ValueError: no luck with 11" in err
+    assert "failed: kernel_size=11, seeds 0, 1, 2 (tried 3 times each): ValueError: no luck with 11" in err
     assert "3 failed" in out
 
 
@@ -112,6 +127,10 @@ def test_failed_runs_are_told_and_counted(design: Path, capsys: pytest.CaptureFi
             "engine='rays' must be one of inline, process, ray; did you mean 'ray'?",
         ),
         (["sizes.toml", "--margin", "0"], "margin=0.0 must be percentage points above 0 and below 100."),
+        (
+            ["sizes.toml", "--cost", "prams"],
+            "cost='prams' must be one of macs, params, latency; did you mean",
+        ),
         (["sizes.toml", "--show"], "the study 'study-sizes' cannot be read: No such file or directory"),
         (["sizes.toml", "--data", "fashon"], "data='fashon' does not exist; did you mean 'fashion'?"),
     ],

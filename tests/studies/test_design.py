@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from convscope import rules
 from convscope.errors import RequestError, UnknownName
 from convscope.studies import design_file
+from convscope.studies.data import dataset
+from convscope.studies.data_check import ARGUMENTS
 from convscope.studies.design import Budget, Design
 from convscope.studies.plan import RunConfig, plan
 
@@ -133,6 +136,23 @@ def test_quick_is_two_seeds_and_a_fourth() -> None:
         ({"budget": 5}, "budget=5 must be a Budget or its values"),
         ({"threads": 0}, "threads=0 must be a whole number, 1 or more"),
         ({"device": "gpu"}, "device='gpu' must be one of cpu, cuda, mps"),
+        ({"device": 3}, "device=3 must be one of cpu, cuda, mps"),
+        ({"title": 3}, "title=3 must be text"),
+        ({"name": "../a"}, "name='../a' must be a short text without /"),
+        ({"name": 3}, "name=3 must be a short text"),
+        ({"training": {"epochs": 3}}, "training epochs=3 is the length of the training, which budget says"),
+        (
+            {"factors": {"training.epochs": [1, 3]}},
+            "'training.epochs' is the length .* a study for each budget",
+        ),
+        ({"factors": {"x": {"a": {"training.macs": 3}}}}, "'training.macs' is the length of the training"),
+        ({"data": {"source": "fashion", "limit": "many"}}, "data limit='many' must be a whole number"),
+        ({"data": {"source": "fashion", "fold": 3}}, "data fold=3 must be two whole numbers"),
+        ({"data": {"source": "fashion", "size": [0, 3]}}, r"data size=\[0, 3\] must be a number of pixels"),
+        ({"data": {"source": "fashion", "channels": 2}}, "data channels=2 must be 1 or 3"),
+        ({"data": {"source": "fashion", "validation": 1}}, "data validation=1 must be a part of the samples"),
+        ({"data": {"source": "fashion", "lower": 1}}, "data lower=1 must be true or false"),
+        ({"data": {"source": "fashion", "test": 1}}, "data test=1 must be text"),
         ({"data": {"limit": 5}}, r"data=\{'limit': 5\} must have a source"),
         ({"data": 5}, "data is 5; give names with their values"),
         ({"training": {"lr": float("nan")}}, "training, 'lr' has the value nan"),
@@ -197,3 +217,7 @@ def test_files_that_are_none(tmp_path: Path, text: str | None, kind: type[Except
         path.write_text(text)
     with pytest.raises(kind, match=message):
         design_file.read(path)
+
+
+def test_arguments_of_data_are_those_of_dataset() -> None:
+    assert list(ARGUMENTS) == list(inspect.signature(dataset).parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,35 @@ def test_the_best_is_chosen_where_all_cheaper_ones_lose_more() -> None:
     assert choice.text == (
         "Take kernel_size=3: it has the best test accuracy, and every cheaper variant (by MACs) loses more than 2 points."
     )
+
+
+def test_the_best_may_be_the_cheapest() -> None:
+    choice = made({1: [0.9, 0.91, 0.9], 3: [0.7, 0.71, 0.7]}).choose()
+    assert str(choice) == choice.text
+    assert "none costs less" in choice._repr_html_()
+    assert choice.text == "Take kernel_size=1: it has the best test accuracy, and none costs less (by MACs)."
+
+
+def test_cheaper_variants_that_cannot_be_taken_are_named() -> None:
+    scores = {1: [0.9, None, 0.9], 3: [], 5: [0.8, 0.81, 0.8], 7: [None, 0.5, 0.5]}
+    assert made(scores).choose().text == (
+        "Take kernel_size=5: it has the best test accuracy, and none costs less (by MACs). Left out, though cheaper: "
+        "kernel_size=1 (1 of 3 runs diverged), kernel_size=3 (no run finished)."
+    )
+
+
+def test_a_variant_above_the_best_on_the_seeds_they_share_is_called_higher() -> None:
+    choice = made({1: [0.82, 0.80], 3: [0.81, 0.78, 0.99]}).choose()
+    assert choice.best == 1
+    assert "its test accuracy is 1.50 points (-4.85 to 7.85) higher" in choice.text
+
+
+def test_of_values_r2_is_told() -> None:
+    result = made({1: [0.5, 0.5], 3: [0.9, 0.9]})
+    result = replace(result, data={"name": "fashion-denoise", "values": True})
+    assert "the best test R²" in result.choose().text
+    assert result.table()[0][2] == "R²>"
+    assert "<th>R²</th>" in html(result)
 
 
 def test_an_interval_that_holds_the_margin_is_inconclusive() -> None:

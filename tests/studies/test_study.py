@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import convscope
-from convscope.errors import ModelError, RequestError, StoreError, StoreMismatch, UnknownName
+from convscope.commands.study import said
+from convscope.errors import BadInput, ModelError, RequestError, StoreError, StoreMismatch, UnknownName
 from convscope.store import Store
+from convscope.studies import given
 from convscope.studies import run as runs
+from convscope.studies import study as studies
 from convscope.studies.data import dataset
 from convscope.studies.design import Design
 from convscope.studies.plan import plan
@@ -232,7 +236,9 @@ def test_one_driver_at_a_time(toy: Path, sizes: Design, tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_said_before_anything_runs(toy: Path, sizes: Design) -> None:
     with pytest.raises(RequestError, match="the study has no data; give data='fashion'"):
         study(replace(sizes, data=None), engine="inline")
-    with pytest.raises(RequestError, match="data=.* cannot be read: .*unexpected keyword argument 'lim'"):
+    with pytest.raises(
+        UnknownName, match="data has no argument 'lim'; did you mean 'limit'.*it takes source, "
+    ):
         study(replace(sizes, data={"source": "fashion", "lim": 5}), engine="inline")
     with pytest.raises(RequestError, match="data is an object, which engine 'process' cannot send"):
         study(sizes, dataset("fashion", limit=100, test_limit=20), engine="process")
@@ -242,7 +248,55 @@ def test_what_makes_no_sense_is_said_before_anything_runs(toy: Path, sizes: Desi
         study(replace(sizes, factors={"kernel": [1]}, baseline={}), engine="inline")
     with pytest.raises(UnknownName, match="cannot import 'convscope.studies.network_'|has no|cannot import"):
         study(replace(sizes, base="convscope.studies.networks_:small_cnn"), engine="inline")
+    with pytest.raises(RequestError, match="device='cuda:977' is not there: torch finds [0-9]+ of that kind"):
+        study(replace(sizes, device="cuda:977"), engine="inline")
+    with pytest.raises(BadInput, match=r"outputs of shape \[2, 1\] where the data needs \[2, 1, 28, 28\]"):
+        study(sizes, {"source": "fashion-denoise", "limit": 50, "test_limit": 5}, engine="inline")
+    with pytest.raises(ModelError, match=r"failed in layer 'stage1.conv1'|fails on text data of shape"):
+        study(sizes, {"source": "glosses", "limit": 50, "test_limit": 5}, engine="inline")
     assert calls(toy) == []
+
+
+def test_the_best_so_far_counts_runs_of_an_earlier_study(toy: Path, sizes: Design, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    study(replace(sizes, seeds=3), out=tmp_path, engine="inline", latency=False)
+    study(replace(sizes, seeds=4), out=tmp_path, engine="inline", latency=False, progress=events.append)
+    assert (events[0]["best"]["label"], events[0]["best"]["runs"]) == ("kernel_size=5", 3)
+    assert events[-1]["best"]["runs"] == 4
+
+
+def test_a_prediction_of_values_is_told_as_one(toy: Path, sizes: Design, tmp_path: Path) -> None:
+    dense = replace(sizes, arguments={"width": 2, "upsampling": "nearest"}, seeds=1)
+    source = {"source": "fashion-denoise", "limit": 50, "test_limit": 5}
+    result = study(dense, source, out=tmp_path, engine="inline", latency=False)
+    assert result.data["values"] is True
+    assert "test R² in percent" in StudyResult.from_record(tmp_path)._repr_html_()
+
+
+def test_what_is_finished_can_be_looked_at_while_the_study_runs(
+    toy: Path, sizes: Design, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "PUBLISHED", 0.0)
+    monkeypatch.setattr(studies, "_SHARE", 0.0)
+    found: list[int] = []
+
+    def look(event: dict[str, Any]) -> None:
+        if event["done"]:
+            found.append(StudyResult.from_record(tmp_path).done)
+
+    study(sizes, out=tmp_path, engine="inline", latency=False, progress=look)
+    assert found == list(range(1, 13))
+
+
+def test_a_damaged_record_is_told_and_made_again(toy: Path, sizes: Design, tmp_path: Path) -> None:
+    study(sizes, out=tmp_path / "a", engine="inline", latency=False)
+    before, events = kept(tmp_path / "a"), list[dict[str, Any]]()
+    for path in sorted((tmp_path / "a" / "records" / "runs").iterdir())[:2]:
+        path.write_text(path.read_text().replace('"test": 0.', '"test": 1.'))
+    study(sizes, out=tmp_path / "a", engine="inline", latency=False, progress=events.append)
+    assert [event["damaged"] for event in events] == [2, 2, 2]
+    assert "2 damaged and made again" in said(events[1])
+    assert kept(tmp_path / "a") == before
 
 
 # ---------------------------------------------------------------- with real trainings
@@ -341,3 +395,39 @@ def test_a_loaded_network_is_trained_further_with_its_own_normalization() -> Non
 def test_a_base_that_cannot_be_built_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises((ModelError, RequestError), match="kernel_size"):
         study(replace(REAL, factors={"kernel_size": [-1, -2]}), engine="inline", latency=False)
+
+
+def test_a_net_is_the_base_of_a_study_on_every_engine(tmp_path: Path) -> None:
+    made = convscope.rewrite(convscope.load("fashion"), "kernel_size:1", where="block1.conv1").net
+    before = made.sha256
+    design = {
+        "base": made,
+        "factors": {"training.lr": [0.01, 0.0001]},
+        "seeds": 1,
+        "budget": {"epochs": 1},
+        "training": {"batch": 16},
+        "data": {"source": "fashion", "limit": 40, "test_limit": 20},
+    }
+    first = study(design, out=tmp_path / "a", engine="inline", latency=False)
+    second = study(design, out=tmp_path / "b", engine="process", workers=1, latency=False)
+    assert kept(tmp_path / "a") == kept(tmp_path / "b")
+    assert (first.done, second.failed, made.sha256) == (2, (), before)
+    assert first.design.base.startswith("given:fashion-kernel_size-size-1?key=k")
+    assert first.variants[0].cost.params == sum(p.numel() for p in made.module.parameters())
+    assert first.variants[0].runs[0].curves != first.variants[1].runs[0].curves
+
+
+def test_a_net_is_named_by_what_it_is() -> None:
+    net = convscope.load("fashion")
+    same, other = convscope.load("fashion"), convscope.rewrite(net, "pool:average").net
+    assert given.text_of(net) == given.text_of(same)
+    assert (
+        given.text_of(other).partition("?")[2] != given.text_of(net).partition("?")[2]
+    )  # the weights are equal
+    design = replace(REAL, base=net, factors={"depth": [1]}, arguments={})
+    with pytest.raises(RequestError, match="base 'fashion' is a network, which takes no argument 'depth'"):
+        study(design, engine="inline")
+    with pytest.raises(RequestError, match="was given as an object, which this process does not have"):
+        study(replace(REAL, base="given:fashion?key=k0", arguments={}), engine="inline")
+    with pytest.raises(RequestError, match="base=Linear must be text, .* or a Net: convscope.load"):
+        replace(REAL, base=nn.Linear(2, 2))

@@ -154,7 +154,8 @@ def _recovered(given: tuple[Tensor, str]) -> dict[str, Any]:
     spread = (x - x.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
     pool = SwitchedMaxPool2d(2)
     pooled, switches = pool.pool(x)
-    rows, shown = [], {}
+    rows: list[dict[str, Any]] = []
+    shown: dict[str, Any] = {}
     for way in UNTRAINED:
         with torch.no_grad():
             y = MaxUnpool2d(2)(pooled, switches) if way == "max_unpool" else _layer(way, channels)(pooled)

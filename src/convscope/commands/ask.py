@@ -8,10 +8,19 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 import convscope
-from convscope import cli
-from convscope.cli import _OUTPUT, _WORK, Flag, ModelOptions, OutFlag, OutputOptions
-
-_MODEL_DEFAULT, _OUTPUT_DEFAULT = ModelOptions(), OutputOptions()
+from convscope.commands.arguments import load_net, moved, set_threads
+from convscope.commands.options import (
+    MODEL_DEFAULT,
+    OUTPUT,
+    OUTPUT_DEFAULT,
+    WORK,
+    Flag,
+    ModelOptions,
+    OutFlag,
+    OutputOptions,
+)
+from convscope.commands.progress import progress_of
+from convscope.commands.terminal import console_of, escape, kept, open_page, plain, print_result, say
 
 
 def ask(
@@ -19,15 +28,15 @@ def ask(
     model: str | None = None,
     /,
     *,
-    data: Annotated[Path | None, Parameter(group=_WORK)] = None,
-    quick: Annotated[Flag, Parameter(group=_WORK)] = False,
-    studies: Annotated[Path | None, Parameter(group=_WORK)] = None,
-    out: Annotated[Path, Parameter(group=_OUTPUT)] = Path("answers"),
-    claims: Annotated[Path | None, Parameter(group=_OUTPUT)] = None,
+    data: Annotated[Path | None, Parameter(group=WORK)] = None,
+    quick: Annotated[Flag, Parameter(group=WORK)] = False,
+    studies: Annotated[Path | None, Parameter(group=WORK)] = None,
+    out: Annotated[Path, Parameter(group=OUTPUT)] = Path("answers"),
+    claims: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     open: OutFlag = False,
     fresh: OutFlag = False,
-    loading: ModelOptions = _MODEL_DEFAULT,
-    output: OutputOptions = _OUTPUT_DEFAULT,
+    loading: ModelOptions = MODEL_DEFAULT,
+    output: OutputOptions = OUTPUT_DEFAULT,
 ) -> int:
     """Answer a question about CNN design by measuring MODEL, your images and this machine.
 
@@ -47,13 +56,13 @@ def ask(
     """
     if question is None:
         listed = convscope.ask()
-        cli._print(cli._plain(listed.to_dict())) if output.json else print(listed)
+        print_result(plain(listed.to_dict())) if output.json else print(listed)
         if not output.json:
-            cli._say("Next: convscope ask padding   (or all; MODEL and --data DIR make it about yours)")
+            say("Next: convscope ask padding   (or all; MODEL and --data DIR make it about yours)")
         return 0
-    net = None if model is None else cli._moved(cli._load(model, loading, output), loading)
+    net = None if model is None else moved(load_net(model, loading, output), loading)
     if net is None and loading.threads is not None:
-        cli._set_threads(loading.threads)
+        set_threads(loading.threads)
     settings: dict[str, Any] = {
         "data": None if data is None else str(data),
         "quick": quick,
@@ -62,19 +71,19 @@ def ask(
         "fresh": fresh,
         "seed": loading.seed,
     }
-    with cli._progress(cli._kept(out), "measurements") as progress:
+    with progress_of(kept(out), "measurements") as progress:
         told: Any = convscope.ask(question, net, progress=progress, **settings)
     answered = list(told) if question == "all" else [told]
     page = _write(out, answered, claims)
     if output.json:
-        cli._print(cli._plain(told.to_dict() | {"page": None if page is None else str(page)}))
+        print_result(plain(told.to_dict() | {"page": None if page is None else str(page)}))
     else:
-        cli._console(stderr=False).print(told)
+        console_of(stderr=False).print(told)
     if page is None:
         return 1
-    cli._say(f"As a page: {cli._escape(str(page))}")
+    say(f"As a page: {escape(str(page))}")
     if open:
-        cli._open(page)
+        open_page(page)
     return 0
 
 

@@ -12,18 +12,16 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from convscope import cli
-from convscope.cli import Flag, OutFlag, OutputOptions
-from convscope.errors import RequestError
-
-_OUTPUT_DEFAULT = OutputOptions()
+from convscope.commands.options import OUTPUT, OUTPUT_DEFAULT, Flag, OutFlag, OutputOptions
+from convscope.commands.terminal import console_of, escape, kept, print_result, print_table, say, visible
+from convscope.errors import RequestError, StoreError, UnknownName, nearest
 
 
 def study(
     design: Path,
     /,
     *,
-    out: Annotated[Path | None, Parameter(group=cli._OUTPUT)] = None,
+    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     engine: str = "process",
     workers: int | None = None,
     address: str | None = None,
@@ -33,7 +31,7 @@ def study(
     margin: float = 1.0,
     cost: str = "macs",
     show: OutFlag = False,
-    output: OutputOptions = _OUTPUT_DEFAULT,
+    output: OutputOptions = OUTPUT_DEFAULT,
 ) -> int:
     """Train every variant of DESIGN at every seed, compare them, and say which one to take.
 
@@ -55,19 +53,22 @@ def study(
     """
     from convscope import tour
     from convscope.studies import design_file
-    from convscope.studies.results import StudyResult
+    from convscope.studies.results import COSTS, StudyResult
     from convscope.studies.study import study as train
+    from convscope.studies.tables import failures
 
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for package.module:factory; last, so that nothing is shadowed
     if not 0 < margin < 100:
         raise RequestError(f"margin={margin} must be percentage points above 0 and below 100.")
+    if cost not in COSTS:
+        raise UnknownName(f"cost={cost!r} must be one of {', '.join(COSTS)}{nearest(cost, COSTS)}")
     wanted = design_file.read(design)
     folder = out or Path(f"study-{wanted.name}")
     if show:
         found = StudyResult.from_record(folder)
     else:
-        with _progress(cli._kept(folder)) as progress:
+        with _progress(kept(folder)) as progress:
             found = train(
                 wanted,
                 data,
@@ -79,27 +80,30 @@ def study(
                 fresh=fresh,
                 progress=progress,
             )
-    page = tour.studied(found, folder)
     choice = found.choose(cost, margin / 100) if found.metrics else None
+    page: Path | None = None
+    unwritten = ""
+    try:
+        page = tour.studied(found, folder, choice)
+    except StoreError as error:  # the figures are there, and worth more
+        unwritten = str(error)
     if output.json:
-        cli._print(
+        print_result(
             {
                 **found.to_dict(),
                 "choice": None if choice is None else choice.to_dict(),
                 "folder": str(folder),
-                "page": str(page),
+                "page": None if page is None else str(page),
             }
         )
     else:
-        cli._say(cli._escape(repr(found)))
+        say(escape(repr(found)))
         if choice is not None:
-            cli._print_table(*found.table())
-            print(f"\n{cli._visible(choice.text)}")
-    for failure in found.failed:
-        label = found.variants[failure["variant"]].label
-        tries = f"tried {failure['attempts']} time{'s' if failure['attempts'] > 1 else ''}"
-        cli._say(cli._escape(f"failed: {label}, seed {failure['seed']} ({tries}): {failure['reason']}"))
-    cli._say(f"As a page: {cli._escape(str(page))}")
+            print_table(*found.table())
+            print(f"\n{visible(choice.text)}")
+    for line in failures(found):
+        say(escape(f"failed: {line}"))
+    say(f"As a page: {escape(str(page))}" if page else f"No page: {escape(unwritten)}")
     return 1 if found.failed else 0
 
 
@@ -109,7 +113,7 @@ def study(
 @contextmanager
 def _progress(kept: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar on a terminal, a line now and then elsewhere: runs done, rate, time left, best so far."""
-    console = cli._console(stderr=True)
+    console = console_of(stderr=True)
     try:
         if not console.is_terminal:
             yield _Lines()
@@ -160,7 +164,9 @@ def said(event: dict[str, Any]) -> str:
         parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
     if event["failed"]:
         parts.append(f"{event['failed']} failed")
+    if event.get("damaged"):
+        parts.append(f"{event['damaged']} damaged and made again")
     if best:
         runs = f"{best['runs']} run{'s' if best['runs'] > 1 else ''}"
         parts.append(f"best so far {best['label']} ({best['metric']} {100 * best['mean']:.2f} %, {runs})")
-    return cli._visible(", ".join(parts))
+    return visible(", ".join(parts))

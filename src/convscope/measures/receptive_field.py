@@ -19,7 +19,7 @@ from convscope.errors import RequestError
 from convscope.graph import Graph, record
 from convscope.graph.rules import follow
 from convscope.graph.trace import Label, Number, Reach, Trace, ratio
-from convscope.models import InputSpec, Net
+from convscope.models import InputLike, InputSpec, Net, as_net
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ReceptiveField:
         }
 
 
-Example: TypeAlias = InputSpec | Tensor | tuple[Any, ...]  # a specification, or the arguments themselves
+Example: TypeAlias = InputLike | tuple[Any, ...]  # a specification, a shape, or the arguments themselves
 Box: TypeAlias = tuple[tuple[int, int], ...]
 
 
@@ -152,8 +152,8 @@ def receptive_field(
         net: the network.
         layer: a dotted module name; `name#k` is its k-th call, the last by default.
         position: one index an axis, or one for all axes, of the feature to give the box of.
-        input: what to feed a plain module, or instead of the Net's own specification: an `InputSpec`, or an
-            example with its batch axis: images [batch, channel, height, width], signals [batch, channel,
+        input: what to feed a plain module, or instead of the Net's own specification: an `InputSpec`, a shape such as
+            "3x224x224", or an example with its batch axis: images [batch, channel, height, width], signals [batch, channel,
             length], text as whole numbers [batch, length], or a tuple of arguments of which the first is
             looked at.
         graph: a recording of the same network, which saves running it again.
@@ -213,10 +213,7 @@ def recorded(net: Net | nn.Module, input: Example | None = None) -> Graph:
         return record(net, example=input)
     if isinstance(input, InputSpec | None):
         return record(net, spec=input)
-    raise RequestError(
-        f"input={input!r} must be an InputSpec or an example tensor with its batch axis; give for instance "
-        f"InputSpec((3, 224, 224))"
-    )
+    return record(net, spec=as_net(net, input).input)
 
 
 def field_of(trace: Trace) -> ReceptiveField:

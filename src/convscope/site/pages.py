@@ -119,7 +119,8 @@ def _studies(contents: Contents) -> dict[str, Any] | None:
         return None
     from convscope.site import studies  # lazy: it draws charts
 
-    return {"studies": [studies.shown(name, study) for name, study in contents.studies.items()]}
+    shown = [studies.shown(name, study) for name, study in contents.studies.items()]
+    return {"studies": shown, "settled": studies.key(shown)}
 
 
 def _answers(contents: Contents) -> dict[str, Any] | None:

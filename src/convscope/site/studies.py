@@ -25,7 +25,7 @@ COLOURS = (
 )  # `style.css` gives each in both themes
 MANY = 2 * len(COLOURS)  # variants that are told apart: the second half by hollow points and dashed lines
 _WIDE, _NARROW = (520, 330), (344, 280)
-_SHORT = {"macs": "MACs", "params": "parameters"}
+_SHORT = {"macs": "MACs", "params": "parameters", "latency": "latency, ms"}
 
 
 def write_studies(out: Path, studies: Mapping[str, Mapping[str, Any]]) -> None:
@@ -53,7 +53,7 @@ def _shown(name: str, text: str) -> dict[str, Any]:
         "title": study["design"].get("title") or _title(name),
         "facts": _facts(study),
         "settings": _settings(study),
-        "failed": study["failed"],
+        "failed": _failed(study),
         "made_with": study.get("made_with", ""),
         "folds": len(variants) > MANY,
     }
@@ -61,28 +61,30 @@ def _shown(name: str, text: str) -> dict[str, Any]:
         return told | {"rows": [], "choice": None, "charts": []}
     metric = next(iter(summary["metrics"]))
     found = summary["metrics"][metric]
-    kind = "macs" if "macs" in found["pareto"] else "params"
+    choice = summary["choice"]
+    kinds = ("macs" if choice is None else choice["cost"], "macs", "params")
+    kind = next((kind for kind in kinds if kind in found["pareto"]), "params")
     rows = _rows(study, metric, kind)
+    front = found["pareto"].get(kind, [])
+    score = _score(study)[0].upper() + _score(study)[1:]
+    joined = "; the line joins those that none other beats in both" if len(front) > 1 else ""
     charts = [
         {
-            "title": f"{_score(study)} on the {metric} data beside {_SHORT[kind]}, mean and 95 % interval over seeds; "
-            "the line joins those that none other beats in both",
-            "plots": [
-                _beside_cost(rows, found["pareto"].get(kind, []), kind, _score(study), wide)
-                for wide in (True, False)
-            ],
+            "title": f"{score} on the {metric} data beside {_SHORT[kind].partition(',')[0]}, mean and 95 %\N{NO-BREAK SPACE}"
+            f"interval over seeds{joined}".replace(" %", "\N{NO-BREAK SPACE}%"),
+            "plots": [_beside_cost(rows, front, kind, _score(study), wide) for wide in (True, False)],
         },
         {
-            "title": f"{_score(study)} on the validation data after each epoch, mean over seeds",
+            "title": f"{score} on the validation data after each epoch, mean over seeds",
             "plots": [_curves(study, wide) for wide in (True, False)],
         },
     ]
-    choice = summary["choice"]
     return told | {
         "rows": rows,
         "metric": metric,
         "score": _score(study),
         "conclusive": choice is None or choice["conclusive"],
+        "margin": "" if choice is None else _points(choice["margin"]),
         "choice": None if choice is None else choice["text"].replace(" %", "\N{NO-BREAK SPACE}%"),
         "charts": [chart for chart in charts if chart["plots"][0]],
         "timed": any(row["latency"] for row in rows),
@@ -92,6 +94,35 @@ def _shown(name: str, text: str) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- words and rows
+
+
+def key(studies: Sequence[Mapping[str, Any]]) -> str:
+    """What a settled study is, of studies as `shown` gives them."""
+    margins = list(dict.fromkeys(study["margin"] for study in studies if study.get("margin")))
+    return f"settled at a margin of {' or '.join(margins)}" if margins else "settled"
+
+
+def _points(margin: float) -> str:
+    return "one point" if margin == 0.01 else f"{100 * margin:g} points"
+
+
+def _failed(study: Mapping[str, Any]) -> list[str]:
+    """What went wrong, once for all runs that it happened to."""
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for failure in study["failed"]:
+        runs.setdefault(failure["reason"], []).append(failure)
+    return [f"{_named(study, failures)}: {reason}" for reason, failures in runs.items()]
+
+
+def _named(study: Mapping[str, Any], failures: Sequence[Mapping[str, Any]]) -> str:
+    """Which runs failed: a variant and its seeds; of several variants, how many runs."""
+    places = {failure["variant"] for failure in failures}
+    if len(places) > 1:
+        return f"{len(failures)} runs of {len(places)} variants failed"
+    seeds = sorted(failure["seed"] for failure in failures)
+    several = "s" if len(seeds) > 1 else ""
+    label = study["variants"][places.pop()]["label"]
+    return f"{label}, seed{several} {', '.join(map(str, seeds))} failed"
 
 
 def _title(name: str) -> str:
@@ -114,7 +145,8 @@ def _facts(study: Mapping[str, Any]) -> str:
     kind = {"text": "sentences", "dense": "images, labelled pixel by pixel"}.get(
         str(data.get("kind")), "images"
     )
-    runs = f"{variants} variants × {seeds} seed{'s' if seeds > 1 else ''}"
+    kind = "images with values to predict" if data.get("values") else kind
+    runs = f"{variants} variant{'s' if variants > 1 else ''} × {seeds} seed{'s' if seeds > 1 else ''}"
     missing = "" if done == variants * seeds else f" ({done} of {variants * seeds} runs finished)"
     return (
         f"{runs}{missing}, {each} each; {data.get('name', 'data')}: {kind}{f', {counts}' if counts else ''}."
@@ -176,7 +208,9 @@ def _rows(study: Mapping[str, Any], metric: str, kind: str) -> list[dict[str, An
                 "forest": None if difference is None or not reach else _forest(difference, reach, place),
                 "params": cost.get("params"),
                 "macs": cost.get("macs"),
-                "cost": cost.get(kind),
+                "cost": (1e3 * latency["median"] if latency else None)
+                if kind == "latency"
+                else cost.get(kind),
                 "field": None
                 if not field
                 else str(field[0])
@@ -199,7 +233,9 @@ def _ends(mean: Mapping[str, Any] | None) -> str:
 
 
 def _gap(difference: Mapping[str, Any] | None) -> str:
-    return "–" if difference is None else f"{100 * difference['mean']:+.1f}"
+    if difference is None:
+        return "–"
+    return f"{100 * difference['mean']:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _p(difference: Mapping[str, Any] | None) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from convscope.errors import RequestError
 from convscope.studies.statistics import Difference, seeds_needed
+from convscope.studies.tables import figure
 
 if TYPE_CHECKING:
     from convscope.studies.results import StudyResult
@@ -35,7 +37,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Choice:
-    """The answer to "which should I choose".
+    """The answer to "which should I choose"; prints as its text.
 
     Attributes:
         conclusive: whether it is known.
@@ -57,6 +59,12 @@ class Choice:
     losses: tuple[Loss, ...]
     seeds: int | None
     text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.text)}</p>"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -113,7 +121,10 @@ def choose(
         wanted = [None if loss.loss is None else seeds_needed(loss.loss, margin) for loss in open_]
         known = [count for count in wanted if count is not None]
         seeds = max(known) if len(known) == len(wanted) else None
-    text = _text(result, best, safe, open_, seeds, cost, margin, metric)
+    first = losses[0].variant == safe.variant
+    text = _text(result, best, safe, open_, seeds, cost, margin, metric, first)
+    chosen_from = {loss.variant for loss in losses}
+    text += _left_out(result, [place for place in range(len(means)) if place not in chosen_from], safe, cost)
     return Choice(not open_, safe.variant, best, cost, margin, metric, losses, seeds, text)
 
 
@@ -136,23 +147,27 @@ def _text(
     cost: str,
     margin: float,
     metric: str,
+    first: bool,
 ) -> str:
+    score = f"{metric} {figure(result)}"
     label = [variant.label for variant in result.variants]
     points = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
     if not undecided:
+        if safe.variant == best and first:
+            return f"Take {label[best]}: it has the best {score}, and none costs less (by {UNITS[cost]})."
         if safe.variant == best:
             return (
-                f"Take {label[best]}: it has the best {metric} accuracy, and every cheaper variant (by {UNITS[cost]}) loses "
+                f"Take {label[best]}: it has the best {score}, and every cheaper variant (by {UNITS[cost]}) loses "
                 f"more than {points}."
             )
         return (
             f"Take {label[safe.variant]}: the cheapest (by {UNITS[cost]}) that is within {points} of the best, "
-            f"{label[best]}; its {metric} accuracy is {_gap(safe.loss)} lower."
+            f"{label[best]}; its {score} is {_gap(safe.loss)}."
         )
-    first = undecided[0]
+    one = undecided[0]
     more = f" and {len(undecided) - 1} more" if len(undecided) > 1 else ""
-    ran = 0 if first.loss is None else first.loss.count
-    told = f"its {metric} accuracy is {_gap(first.loss)} lower" if first.loss else "no seed has both"
+    ran = 0 if one.loss is None else one.loss.count
+    told = f"its {score} is {_gap(one.loss)}" if one.loss else "no seed has both"
     if seeds is not None:
         remedy = f"about {seeds} seeds would tell (there are {ran})"
     elif ran < 2:
@@ -160,13 +175,34 @@ def _text(
     else:
         remedy = f"more than 1000 seeds would be needed (there are {ran}): the loss is about as large as the margin"
     return (
-        f"Inconclusive: {label[first.variant]}{more} might be within {points} of the best, {label[best]}, at less cost (by "
+        f"Inconclusive: {label[one.variant]}{more} might be within {points} of the best, {label[best]}, at less cost (by "
         f"{UNITS[cost]}): {told}; {remedy}. Safe meanwhile: {label[safe.variant]}."
     )
 
 
 def _gap(loss: Difference | None) -> str:
+    """How far a variant is below the best, or above it where only some seeds are shared."""
     assert loss is not None
+    sign, word = (1, "lower") if loss.mean >= 0 else (-1, "higher")
     if loss.low is None or loss.high is None:
-        return f"{100 * loss.mean:.2f} points"
-    return f"{100 * loss.mean:.2f} points ({100 * loss.low:.2f} to {100 * loss.high:.2f})"
+        return f"{100 * sign * loss.mean:.2f} points {word}"
+    low, high = sorted((100 * sign * loss.low, 100 * sign * loss.high))
+    return f"{100 * sign * loss.mean:.2f} points ({low:.2f} to {high:.2f}) {word}"
+
+
+def _left_out(result: StudyResult, places: list[int], safe: Loss, cost: str) -> str:
+    """The cheaper variants that nobody can take, because they diverged or did not finish."""
+    cheaper = [place for place in places if result.cost(place, cost) < safe.cost]
+    if not cheaper:
+        return ""
+    told = []
+    for place in cheaper[:3]:
+        variant = result.variants[place]
+        why = (
+            f"{variant.diverged} of {len(variant.runs)} runs diverged"
+            if variant.diverged
+            else "no run finished"
+        )
+        told.append(f"{variant.label} ({why})")
+    more = f" and {len(cheaper) - 3} more" if len(cheaper) > 3 else ""
+    return f" Left out, though cheaper: {', '.join(told)}{more}."

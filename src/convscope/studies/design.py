@@ -19,14 +19,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
+from torch import nn
+
 from convscope.errors import RequestError, UnknownName, nearest
+from convscope.models import Net
 from convscope.rewrites.text import parse
+from convscope.studies import given
+from convscope.studies.data_check import check_data
 
 Mode: TypeAlias = Literal["full", "one-at-a-time"]
 Level: TypeAlias = Any  # None, a bool, a number, a text, or a list of these
 Levels: TypeAlias = Sequence[Level] | Mapping[str, Mapping[str, Level]]
 BUDGETS = ("epochs", "macs", "seconds")
 DEVICES = ("cpu", "cuda", "mps")
+MOST_NAME = 100  # letters of a name: files are called after it
 RULE, TRAINING = "rule", "training."
 MOST_RUNS = 100_000
 
@@ -98,7 +104,8 @@ class Design:
 
     Args:
         base: the network that varies: a factory, "package.module:factory", or whatever `convscope.load` takes as text
-            (a trained network is then trained further, "recipe:FOLDER" among them).
+            (a trained network is then trained further, "recipe:FOLDER" among them); or a `Net`, such as
+            `rewrite(...).net`, which stands in the design under a name with its hash.
         factors: name -> its levels; see the top of this file.
         seeds: how many (0, 1, ...), or which. A seed fixes initial weights, order and augmentation; all variants share
             the seeds, so that they are compared pair by pair.
@@ -140,21 +147,36 @@ class Design:
     title: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.base, Net):
+            self._set("base", given.text_of(self.base))
         if not isinstance(self.base, str) or not self.base.strip():
-            raise RequestError(f"base={self.base!r} must be text: a factory, or what convscope.load takes.")
+            shown_base = type(self.base).__name__ if isinstance(self.base, nn.Module) else repr(self.base)
+            raise RequestError(
+                f"base={shown_base} must be text, a factory or what convscope.load takes; or a Net: "
+                "convscope.load(module, input=...) makes one."
+            )
         if self.mode not in get_args(Mode):
             raise UnknownName(
                 f"mode={self.mode!r} must be one of {', '.join(get_args(Mode))}{nearest(str(self.mode), get_args(Mode))}"
             )
         if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
             raise RequestError(f"threads={self.threads!r} must be a whole number, 1 or more.")
-        if self.device.partition(":")[0] not in DEVICES:
+        if not isinstance(self.device, str) or self.device.partition(":")[0] not in DEVICES:
             raise RequestError(f"device={self.device!r} must be one of {', '.join(DEVICES)}.")
+        if not isinstance(self.title, str):
+            raise RequestError(f"title={self.title!r} must be text.")
+        _check_name(self.name)
         self._set("data", data_arguments(self.data))
         self._set("seeds", _seeds(self.seeds))
         self._set("budget", self.budget if isinstance(self.budget, Budget) else _budget(self.budget))
         for name in ("arguments", "training", "baseline"):
             self._set(name, _plain_mapping(name, getattr(self, name)))
+        for limit in BUDGETS:
+            if limit in self.training:
+                raise RequestError(
+                    f"training {limit}={self.training[limit]!r} is the length of the training, which budget says; write "
+                    f"budget = {{ {limit} = {self.training[limit]!r} }}."
+                )
         self._set("factors", _factors(self.factors))
         self._check_baseline()
         runs = len(self.variants()) * len(self.all_seeds)
@@ -278,7 +300,8 @@ def data_arguments(data: Any) -> dict[str, Any] | None:
     """The arguments of `dataset` that a text or mapping stands for.
 
     Raises:
-        RequestError: it is neither, or a mapping without a source.
+        RequestError: it is neither, a mapping without a source, or a value is of another kind than its argument.
+        UnknownName: an argument that there is not.
     """
     if data is None:
         return None
@@ -287,6 +310,7 @@ def data_arguments(data: Any) -> dict[str, Any] | None:
     found = _plain_mapping("data", data)
     if not isinstance(found.get("source"), str):
         raise RequestError(f"data={found} must have a source, such as 'fashion' or the path of a folder.")
+    check_data(found)
     return found
 
 
@@ -343,11 +367,23 @@ def _levels(name: Any, levels: Any) -> Levels:
     return found
 
 
+def _check_name(name: Any) -> None:
+    """Files are called after it."""
+    plain = isinstance(name, str) and 0 < len(name) <= MOST_NAME and name.isprintable()
+    if not plain or name.strip(" .") != name or any(mark in name for mark in "/\\"):
+        raise RequestError(f"name={name!r} must be a short text without / and \\: files are called after it.")
+
+
 def _check_level(where: str, key: str, value: Level) -> None:
     if key == RULE and value != "none":
         if not isinstance(value, str):
             raise RequestError(f"{where}: rule {value!r} must be text, such as 'pool:kind=average'.")
         parse(value)
+    elif key.removeprefix(TRAINING) in BUDGETS and key.startswith(TRAINING):
+        raise RequestError(
+            f"{where}: {key!r} is the length of the training, which budget says and all variants share; make a study for "
+            "each budget."
+        )
     elif "." in key and not key.startswith(TRAINING):
         raise RequestError(f"{where}: {key!r} must be an argument of the factory, rule, or training.NAME.")
 

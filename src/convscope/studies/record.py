@@ -56,6 +56,12 @@ class Record:
         """Where it is; None in memory."""
         return None if self._store is None else self._store.folder
 
+    @property
+    def damaged(self) -> int:
+        """Finished runs that were found damaged and are gone."""
+        pieces = () if self._store is None else self._store.damaged
+        return sum(piece.startswith(f"{RUNS}/") for piece in pieces)
+
     def put(self, kind: str, key: str, content: Mapping[str, Any]) -> None:
         """Keeps what is finished: once this returns, it is on disk."""
         if self._store is None:

@@ -309,9 +309,9 @@ class StudyResult:
 
     def table(self, metric: str | None = None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column names, those of numbers with ">" behind, and a row a variant: accuracies in percent."""
-        from convscope.studies.tables import HEADS, rows
+        from convscope.studies.tables import columns, rows
 
-        return HEADS, rows(self, metric)
+        return columns(self), rows(self, metric)
 
     def __repr__(self) -> str:
         return (

@@ -15,9 +15,9 @@ from torch import nn
 
 from convscope import engines
 from convscope.engines import RETRIES, Engine, Outcome, Task
-from convscope.errors import ConvscopeError, RequestError, StoreError
-from convscope.models import InputSpec, _kept_rng
-from convscope.studies import costs, design_file, sql
+from convscope.errors import ConvscopeError, ModelError, RequestError, StoreError
+from convscope.models import InputSpec, _kept_rng, set_eval
+from convscope.studies import costs, design_file, given, sql
 from convscope.studies.data import Data, dataset
 from convscope.studies.design import Design, data_arguments
 from convscope.studies.network import network
@@ -25,9 +25,12 @@ from convscope.studies.plan import Planned, RunConfig, configure, digest, plan
 from convscope.studies.record import COSTS, RESULTS, RUNS, TABLES, Record
 from convscope.studies.results import Cost, Run, StudyResult, VariantResult, latencies
 from convscope.studies.run import remember, training
+from convscope.studies.scoring import check_outputs
 from convscope.studies.version import code_version
 
 RUN = "convscope.studies.run:run"
+PUBLISHED = 30.0  # seconds after which what is finished is written again as one file, at least
+_SHARE = 100  # times as long as that took, at least
 Event: TypeAlias = dict[str, Any]
 Progress: TypeAlias = Callable[[Event], None]
 
@@ -66,8 +69,9 @@ def study(
         fresh: throw away what the folder holds.
         retries: further attempts that a run gets whose worker died or that failed; then it is reported.
         latency: time each variant on this machine, once the trainings are over.
-        progress: called with {"done", "total", "rate" (runs a second), "seconds_left", "best", "failed"} as runs end;
-            "best" is {"label", "metric", "mean", "runs"} or None.
+        progress: called with {"done", "total", "rate" (runs a second), "seconds_left", "best", "failed", "damaged"} as
+            runs end; "best" is {"label", "metric", "mean", "runs"} or None, "damaged" counts records that could not be
+            read and are made again.
 
     Returns:
         What was found; runs that failed are listed in it.
@@ -135,15 +139,25 @@ def _data(design: Design, data: str | Mapping[str, Any] | Data | None) -> tuple[
             raise RequestError(
                 "the study has no data; give data='fashion' or the path of yours, or name it in the design."
             )
-        try:
-            found = dataset(**arguments)
-        except TypeError as error:
-            raise RequestError(f"data={arguments} cannot be read: {error}.") from error
+        found = dataset(**arguments)
     remember(found)
     for name in ("source", "test"):  # workers may begin in another folder
         if os.path.exists(arguments.get(name) or ""):
             arguments[name] = os.path.abspath(arguments[name])
     return found, {**arguments, "hash": found.hash}
+
+
+def _check_device(device: str) -> None:
+    kind, _, number = device.partition(":")
+    there = {
+        "cuda": torch.cuda.device_count,
+        "mps": lambda: int(torch.backends.mps.is_available()),
+    }.get(kind, lambda: 1)()
+    if not there or (number.isdigit() and int(number) >= there):
+        raise RequestError(
+            f"device={device!r} is not there: torch finds {there} of that kind; take device='cpu', or engine='ray' with a "
+            "cluster that has it."
+        )
 
 
 class _Study:
@@ -163,11 +177,13 @@ class _Study:
         self.engine, self.retries, self.progress = engine, retries, progress
         self.variants = design.variants()
         self.planned = plan(design, about)
+        self.damaged = record.damaged
         self.spec: InputSpec | None = None if data.kind == "text" else data.input
         self.done: dict[str, dict[str, Any]] = {}  # key of a run -> its record
         self.costs: dict[int, dict[str, Any]] = {}
         self.failed: dict[str, Outcome] = {}
         self.began, self.finished_now = 0.0, 0
+        self.publish_next = time.perf_counter() + PUBLISHED
         self.places: dict[
             str, list[int]
         ] = {}  # key of a run -> its variants, more than one where they come to the same
@@ -178,6 +194,8 @@ class _Study:
 
     def check(self) -> None:
         """What is wrong with all runs is said at once, before anything is started."""
+        if self.engine.name != "ray":  # whose machines may have what this one lacks
+            _check_device(self.design.device)
         for place in range(len(self.variants)):
             training(self._config(place))
 
@@ -206,6 +224,7 @@ class _Study:
             if key not in known:
                 try:
                     module, spec = self._built(place)
+                    self._check_fit(module, spec)
                 except ConvscopeError as error:
                     reasons.append(error)
                     continue
@@ -213,7 +232,26 @@ class _Study:
                 self.record.put(COSTS, key, known[key])
             self.costs[place] = known[key]
         if reasons and not self.costs:
-            raise reasons[0]  # no variant can be built: the base is wrong
+            raise reasons[0]  # no variant can be built, or none fits the data: the base is wrong
+
+    def _check_fit(self, module: nn.Module, spec: InputSpec | None) -> None:
+        """Refuses a network that fails on the data, or whose outputs are not what the data asks for."""
+        count = min(64 if spec is None else 2, len(self.data.validation))  # a sentence alone may be too short
+        inputs, targets = self.data.validation.batch(torch.arange(count))
+        set_eval(module)
+        try:
+            with torch.no_grad(), _kept_rng(0):
+                outputs = module(inputs if spec is None else spec.normalize(inputs))
+        except ConvscopeError:
+            raise
+        except Exception as error:  # the network's own code: anything may come
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"base={self.design.base!r} fails on {self.data.kind} data of shape {list(inputs.shape)} "
+                f"({type(error).__name__}: {reason}); give data that it can take, or another base."
+            ) from error
+        if isinstance(outputs, torch.Tensor):  # of anything else the training says what to do
+            check_outputs(outputs, targets)
 
     def train(self) -> None:
         """All runs that are not finished, in order; each is kept as it ends."""
@@ -221,12 +259,17 @@ class _Study:
             run.config.key: run for run in self.planned
         }  # variants that come to the same share their runs
         self.done = self.record.found(RUNS, keys)
+        for key in self.done:
+            self._count(key)
         left = [key for key in keys if key not in self.done]
-        tasks = [Task(key, self._payload(keys[key].config)) for key in left]
+        function, more = RUN, dict[str, Any]()
+        if given.is_given(self.design.base) and self.engine.name != "inline":
+            function, more = given.RUN, {"given": given.packed(self.design.base)}
+        tasks = [Task(key, self._payload(keys[key].config) | more) for key in left]
         self.began = time.perf_counter()
         self._tell()
         self.record.log(event="start", engine=self.engine.name, runs=len(left), of=len(keys))
-        self.engine.run(RUN, tasks, self._finish, retries=self.retries, on_retry=self._retry)
+        self.engine.run(function, tasks, self._finish, retries=self.retries, on_retry=self._retry)
 
     def _payload(self, config: RunConfig) -> dict[str, Any]:
         checkpoint = self.record.checkpoint(config.key) if self.engine.shares_disk else None
@@ -255,6 +298,8 @@ class _Study:
             seconds=round(outcome.seconds, 4),
             **times,
         )
+        if time.perf_counter() >= self.publish_next:
+            self.publish()
         self._tell()
 
     def _retry(self, task: Task) -> None:
@@ -288,6 +333,7 @@ class _Study:
                 "seconds_left": (total - done) / rate if rate else None,
                 "best": self._best(),
                 "failed": len(self.failed),
+                "damaged": self.damaged,
             }
         )
 
@@ -311,10 +357,13 @@ class _Study:
         return {"label": label, "metric": self.metric, "mean": total / count, "runs": count}
 
     def publish(self) -> None:
-        """What is finished, as files."""
+        """What is finished, as files, which `--show` reads while the study runs or after it was killed."""
+        began = time.perf_counter()
         result = self.result(0.0)
         self.record.write(RESULTS, json.dumps(result.content(), indent=1, allow_nan=False) + "\n")
         self.record.write(TABLES, sql.database(result))
+        ended = time.perf_counter()
+        self.publish_next = ended + max(PUBLISHED, _SHARE * (ended - began))
 
     def result(self, seconds: float) -> StudyResult:
         """What is finished."""
@@ -344,7 +393,7 @@ class _Study:
         base = code_version(self.design.base, any(variant.rules for variant in self.variants))
         return StudyResult(
             self.design,
-            self.data.to_dict(),
+            {**self.data.to_dict(), **({"values": True} if self.data.values else {})},
             base,
             tuple(variants),
             tuple(failed),

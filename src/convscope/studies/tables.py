@@ -29,6 +29,11 @@ HEADS = (
 )
 
 
+def columns(result: StudyResult) -> tuple[str, ...]:
+    """Names of the columns; see `HEADS`."""
+    return tuple(f"{figure(result)}>" if head == "accuracy>" else head for head in HEADS)
+
+
 def rows(result: StudyResult, metric: str | None = None) -> list[tuple[str, ...]]:
     """A row a variant, in the order of the design; see `HEADS`. Accuracies in percent, differences in points.
 
@@ -87,6 +92,21 @@ def _cost(variant: VariantResult) -> tuple[str, str, str, str]:
     )
 
 
+def failures(result: StudyResult) -> list[str]:
+    """A line for each reason that runs of a variant failed for."""
+    grouped: dict[tuple[int, str, int], list[int]] = {}
+    for failure in result.failed:
+        key = failure["variant"], failure["reason"], failure["attempts"]
+        grouped.setdefault(key, []).append(failure["seed"])
+    found = []
+    for (place, reason, attempts), seeds in grouped.items():
+        several = "s" if len(seeds) > 1 else ""
+        tries = f"tried {attempts} time{'s' if attempts > 1 else ''}{' each' if several else ''}"
+        label = result.variants[place].label
+        found.append(f"{label}, seed{several} {', '.join(map(str, sorted(seeds)))} ({tries}): {reason}")
+    return found
+
+
 def figure(result: StudyResult) -> str:
     """What the scores are."""
     return "R\N{SUPERSCRIPT TWO}" if result.data.get("values") else "accuracy"
@@ -107,7 +127,7 @@ def rich_table(result: StudyResult) -> Table:
         table.title = Text(f"{result.design.name}: no run has finished")
         return table
     table.title = Text(title(result))
-    for head in HEADS:
+    for head in columns(result):
         table.add_column(head.removesuffix(">"), justify="right" if head.endswith(">") else "left")
     for row in rows(result):
         table.add_row(*map(Text, row))  # Text, not markup: levels are the user's
@@ -118,7 +138,7 @@ def html(result: StudyResult) -> str:
     """For a notebook."""
     if not result.metrics:
         return f"<p>{escape(result.design.name)}: no run has finished</p>"
-    heads = "".join(f"<th>{head.removesuffix('>')}</th>" for head in HEADS)
+    heads = "".join(f"<th>{head.removesuffix('>')}</th>" for head in columns(result))
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(result)
     )

@@ -23,6 +23,8 @@ _AROUND = {
         "__init__.py",
         "design.py",
         "design_file.py",
+        "data_check.py",
+        "given.py",
         "plan.py",
         "version.py",
         "record.py",

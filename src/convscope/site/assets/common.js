@@ -17,6 +17,10 @@
     return node;
   };
 
+  // On a phone the pages do not fit beside each other: the one that is open comes into sight.
+  const here = document.querySelector(".bar nav [aria-current]");
+  if (here) here.parentNode.scrollLeft = here.offsetLeft - (here.parentNode.clientWidth - here.offsetWidth) / 2;
+
   // ---- numbers
   C.number = function (value) {
     if (value === null || value === undefined || !isFinite(value)) return "–";
