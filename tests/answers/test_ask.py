@@ -219,3 +219,18 @@ def test_what_one_question_cannot_take_stops_no_other(
     assert convscope.ask("all").refused == dict.fromkeys(few, "it gives a map.")
     with pytest.raises(kind, match="it gives a map"):
         convscope.ask("padding")
+
+
+@pytest.mark.parametrize("question", ["all", "padding", "features"])
+def test_weights_that_are_no_numbers_are_refused_by_name(question: str) -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
+    with torch.no_grad():
+        module[1].running_var[0] = float("inf")  # type: ignore[index]
+    with pytest.raises(
+        ModelError, match=r"1\.running_var of net 'Sequential' holds values that are not finite"
+    ):
+        convscope.ask(question, module, input="1x8x8", quick=True)
+    with torch.no_grad():
+        module[0].weight[0, 0, 0, 0] = float("nan")  # type: ignore[index]
+    with pytest.raises(ModelError, match=r"0\.weight of net"):
+        convscope.ask(question, module, input="1x8x8", quick=True)

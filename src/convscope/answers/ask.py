@@ -186,6 +186,7 @@ def ask(
     Raises:
         UnknownName: there is no such question; the nearest are suggested.
         BadInput, RequestError: network, data and question do not fit together.
+        ModelError: the network holds weights that are not finite, or fails.
         StoreError, StoreMismatch: the folder cannot be used.
 
     Example:
@@ -198,6 +199,8 @@ def ask(
         return Questions()
     wanted = list(QUESTIONS.values()) if question == "all" else [find(question)]
     given = None if net is None else as_net(net, input)
+    if given is not None:
+        _finite(given)
     images = check_data(data)
     meter = Meter(sum(len(one.parts) for one in wanted), progress)
     opened = (
@@ -225,6 +228,22 @@ def ask(
                     raise
                 refused[one.name] = str(error)
     return Answers(answers, refused) if question == "all" else answers[wanted[0].name]
+
+
+def _finite(net: Net) -> None:
+    """Refuses weights that are not numbers: all that is measured of them would be none either.
+
+    Raises:
+        ModelError: there are such.
+    """
+    told: list[tuple[str, Tensor]] = [*net.module.named_parameters()]
+    told += [(name, value) for name, value in net.module.named_buffers() if "running_" in name]
+    for name, value in told:
+        if value.is_floating_point() and not bool(value.detach().isfinite().all()):
+            raise ModelError(
+                f"{name} of net {net.name!r} holds values that are not finite, so that nothing measured of it would mean "
+                "anything; load other weights"
+            )
 
 
 def _answered(asked: Asked, data: Any, out: Any, store: Store | None, meter: Meter) -> Answer:

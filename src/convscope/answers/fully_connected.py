@@ -164,7 +164,9 @@ def _map(asked: Asked, net: Net, made: Net, images: Seen, own: bool) -> dict[str
     """Scores of one class over a photograph larger than the network's input, or over four images side by side."""
     height, width = net.input.size
     given = own and asked.data is not None and not isinstance(asked.data, Tensor)
-    if (net.input.channels == 3 and not isinstance(asked.data, Tensor)) or (net.input.channels == 1 and given):
+    if (net.input.channels == 3 and not isinstance(asked.data, Tensor)) or (
+        net.input.channels == 1 and given
+    ):
         source = pictures(asked.data if own else None)
         spec = net.input.with_size(2 * height, 2 * width)
         photo = next(iter(source.batches(spec, 1))).images  # [1, 3, height, width]

@@ -247,7 +247,7 @@ def _decoder(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
     data = dataset("fashion-denoise", limit=300 if asked.quick else None) if target is not None else None
     up = _layers(net)["rows"][-1]["layer"].partition("#")[0]
     rows: list[dict[str, Any]] = []
-    shown: dict[str, Any] = {}
+    shown: dict[str, Tensor] = {}
     for way, made in _exchanged(asked, net).items():
         if isinstance(made, str):
             rows.append({"way": way, "reason": made})
