@@ -142,6 +142,7 @@ def test_of_values_r2_is_told() -> None:
     assert "the best test R²" in result.choose().text
     assert result.table()[0][2] == "R²>"
     assert "<th>R²</th>" in html(result)
+    assert html(result).endswith(f"<p>{result.choose()}</p>")
 
 
 def test_an_interval_that_holds_the_margin_is_inconclusive() -> None:

@@ -134,14 +134,15 @@ def rich_table(result: StudyResult) -> Table:
 
 
 def html(result: StudyResult) -> str:
-    """For a notebook."""
+    """For a notebook: the table, and the choice in words."""
     if not result.metrics:
         return f"<p>{escape(result.design.name)}: no run has finished</p>"
     heads = "".join(f"<th>{head.removesuffix('>')}</th>" for head in columns(result))
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(result)
     )
-    return f"<table><caption>{escape(title(result))}</caption><tr>{heads}</tr>{body}</table>"
+    choice = result.choose()._repr_html_() if {"macs", "params"} & set(result.costs) else ""
+    return f"<table><caption>{escape(title(result))}</caption><tr>{heads}</tr>{body}</table>{choice}"
 
 
 def summary(result: StudyResult) -> dict[str, Any] | None:
