@@ -162,6 +162,25 @@ def test_an_interval_that_holds_the_margin_is_inconclusive() -> None:
     assert result.choose(margin=0.2).variant == 0
 
 
+def test_the_best_may_be_so_by_luck() -> None:
+    """Cheapest and best, but what the runner-up might gain on it is larger than the margin."""
+    first, second = [0.90, 0.95, 0.85], [0.91, 0.88, 0.90]
+    choice = made({1: first, 3: second, 5: [0.5, 0.5, 0.5]}).choose()
+    gain = paired(second, first)
+    assert gain.mean < 0 < 0.01 < gain.high
+    assert (choice.conclusive, choice.variant, choice.best) == (False, 0, 0)
+    assert choice.losses[0].loss == gain
+    assert choice.seeds == seeds_needed(gain, 0.01)
+    low, high = -100 * gain.high, -100 * gain.low
+    assert choice.text == (
+        "Inconclusive: kernel_size=3 might be more than 1 point better than the best so far, kernel_size=1: its test accuracy "
+        f"is {-100 * gain.mean:.2f} points ({low:.2f} to {high:.2f}) lower; about {choice.seeds} seeds would tell (there are "
+        "3). Safe meanwhile: kernel_size=1."
+    )
+    assert made({1: first}).choose().conclusive
+    assert made({1: first, 3: [score - 0.001 for score in first]}).choose().conclusive
+
+
 def test_one_seed_is_inconclusive() -> None:
     choice = made({1: [0.8], 3: [0.9]}).choose()
     assert (choice.conclusive, choice.seeds) == (False, None)

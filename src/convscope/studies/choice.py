@@ -25,7 +25,8 @@ class Loss:
     Attributes:
         variant: its place.
         cost: of the kind asked for.
-        loss: the best minus this, paired by seed; None for the best itself, and where no seed has both.
+        loss: the best minus this, or the runner-up minus the best, paired by seed; None where no seed has both, and of a
+            variant alone.
         verdict: "within" the margin at the interval's end, "beyond" it at the other end, or "undecided".
     """
 
@@ -88,7 +89,8 @@ def choose(
 
     Variants are gone through from the cheapest on. One whose whole interval is above the margin is passed over; one whose
     interval holds the margin leaves the choice inconclusive, because it might be the answer. The best is the one with the
-    highest mean of the same runs, which makes losses look a little larger than they are. A variant of which a run diverged
+    highest mean of the same runs, which makes losses look a little larger than they are; it may be so by luck, so that its
+    own loss is that against the runner-up. A variant of which a run diverged
     is not chosen, unless that is true of all.
 
     Args:
@@ -112,18 +114,23 @@ def choose(
     sound = [place for place, variant in enumerate(result.variants) if not variant.diverged]
     places = [place for place in sound if means[place] is not None] or range(len(means))
     scored = [(mean.mean, -result.cost(place, cost), place) for place in places if (mean := means[place])]
-    best = max(scored)[2]
+    best, *others = (place for _, _, place in sorted(scored, reverse=True))
     order = sorted((-minus, place) for _, minus, place in scored)
-    losses = tuple(_loss(result, place, price, best, margin, metric) for price, place in order)
-    safe = next(loss for loss in losses if loss.verdict == "within")
-    open_ = [loss for loss in losses[: losses.index(safe)] if loss.verdict == "undecided"]
+    losses = tuple(
+        _loss(result, place, price, others[0] if place == best and others else best, margin, metric)
+        for price, place in order
+    )
+    within = [loss for loss in losses if loss.verdict == "within"]
+    safe = within[0] if within else next(loss for loss in losses if loss.variant == best)
+    before = losses.index(safe) + (not within)  # where none is safe, the best itself is open
+    open_ = [loss for loss in losses[:before] if loss.verdict == "undecided"]
     seeds = None
     if open_:
         wanted = [None if loss.loss is None else seeds_needed(loss.loss, margin) for loss in open_]
         known = [count for count in wanted if count is not None]
         seeds = max(known) if len(known) == len(wanted) else None
     first = losses[0].variant == safe.variant
-    text = _text(result, best, safe, open_, seeds, cost, margin, metric, first)
+    text = _text(result, best, others[:1], safe, open_, seeds, cost, margin, metric, first)
     chosen_from = {loss.variant for loss in losses}
     text += _left_out(result, [place for place in range(len(means)) if place not in chosen_from], safe, cost)
     return Choice(not open_, safe.variant, best, cost, margin, metric, losses, seeds, text)
@@ -145,7 +152,7 @@ def _known(result: StudyResult, cost: str | None) -> str:
 
 def _loss(result: StudyResult, place: int, price: float, best: int, margin: float, metric: str) -> Loss:
     if place == best:
-        return Loss(place, price, None, "within")
+        return Loss(place, price, None, "within")  # there is no other
     loss = result.against(best, place, metric)
     verdict: Verdict = "undecided"
     if loss is not None and loss.low is not None and loss.high is not None:
@@ -156,6 +163,7 @@ def _loss(result: StudyResult, place: int, price: float, best: int, margin: floa
 def _text(
     result: StudyResult,
     best: int,
+    runner_up: list[int],
     safe: Loss,
     undecided: list[Loss],
     seeds: int | None,
@@ -189,16 +197,28 @@ def _text(
         remedy = f"more seeds are needed (there {'is' if ran == 1 else 'are'} {ran})"
     else:
         remedy = f"more than 1000 seeds would be needed (there are {ran}): the loss is about as large as the margin"
+    if one.variant == best:
+        return (
+            f"Inconclusive: {label[runner_up[0]]} might be more than {points} better than the best so far, {label[best]}: its "
+            f"{score} is {_gap(one.loss, other=True)}; {remedy}. Safe meanwhile: {label[safe.variant]}."
+        )
     return (
         f"Inconclusive: {label[one.variant]}{more} might be within {points} of the best, {label[best]}, at less cost (by "
         f"{UNITS[cost]}): {told}; {remedy}. Safe meanwhile: {label[safe.variant]}."
     )
 
 
-def _gap(loss: Difference | None) -> str:
-    """How far a variant is below the best, or above it where only some seeds are shared."""
-    assert loss is not None
-    sign, word = (1, "lower") if loss.mean >= 0 else (-1, "higher")
+def _gap(loss: Difference | None, other: bool = False) -> str:
+    """How far a variant is below the best, or above it where only some seeds are shared.
+
+    Args:
+        loss: one minus the variant.
+        other: told of that one, and not of the variant.
+    """
+    if loss is None:
+        return "not known on the same seeds"
+    sign, word = (1, "lower") if (loss.mean >= 0) != other else (-1, "higher")
+    sign = -sign if other else sign
     if loss.low is None or loss.high is None:
         return f"{100 * sign * loss.mean:.2f} points {word}"
     low, high = sorted((100 * sign * loss.low, 100 * sign * loss.high))
