@@ -82,7 +82,7 @@ def test_a_pool_over_a_smooth_map_changes_it_less() -> None:
     kinds = pooling._cost(net)
     assert (kinds["pools"], kinds["with"], kinds["without"]) == (1, 36 * 24 * 24, 36 * 24 * 24)
     assert told._reduces(kinds).verdict is Verdict.NOT  # nothing is computed behind it
-    asked = SimpleNamespace(seed=0, quick=True, data=None)
+    asked = SimpleNamespace(seed=0, quick=True, data=None, limit=lambda net: 24)
     asked.images = lambda net, limit, own: SimpleNamespace(
         x=torch.rand(6, 1, 24, 24), labels=None, source="noise"
     )

@@ -147,7 +147,9 @@ def test_times_and_conversion_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Any = SimpleNamespace(
         x=net.input.normalize(images[0][:20]), labels=images[1][:20], source="clothes"
     )
-    asked: Any = SimpleNamespace(images=lambda *a, **k: seen, quick=True, seed=0, data=None)
+    asked: Any = SimpleNamespace(
+        images=lambda *a, **k: seen, quick=True, seed=0, data=None, limit=lambda net: 24
+    )
     converted = separable._converted(asked, net, False)
     assert [row["rank"] for row in converted["rows"]] == [1, 2]
     assert converted["rows"][0]["macs"] < 0.2

@@ -264,12 +264,13 @@ def _noise(asked: Asked, net: Net, x: Tensor) -> dict[str, Any]:
 
 def _kinds(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
     """The trained network with other poolings in place of its own, not retrained."""
-    images = asked.images(net, 300 if asked.quick else 2000, own=own)
+    some = asked.limit(net)  # a dear network sees fewer
+    images = asked.images(net, min(300 if asked.quick else 2000, 3 * some), own=own)
     fitted = None
     if asked.data is None or not own:
         fitted = net.input.normalize(clothes("train")[0][:64]) if net.input.shape == (1, 28, 28) else None
     before = outputs(net, images.x)
-    few = images.x[: 48 if asked.quick else 256]
+    few = images.x[: min(48 if asked.quick else 256, some)]
     moves = {move: _move(asked, net, few, move) for move in MOVES} if before.ndim == 2 else {}
     rows = [_row("as it is", before, before, images.labels, net) | _steady(net, few, moves)]
     for kind in ("max", "average", "strided", "blur", "moved", "none"):

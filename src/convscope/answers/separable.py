@@ -13,7 +13,7 @@ from convscope.answers.asked import Asked, Seen, needs_channels
 from convscope.answers.base import Draft, fill
 from convscope.answers.layers import Conv, convolutions, profile_of
 from convscope.answers.running import outputs
-from convscope.answers.tuning import Lesson, lesson, tuned
+from convscope.answers.tuning import LEAST, Lesson, lesson, tuned
 from convscope.answers.verdicts.separable import chart, findings, statement, tables
 from convscope.measures.figures import share
 from convscope.measures.measure import measure
@@ -211,7 +211,8 @@ def _timed(full: nn.Module, apart: nn.Module, x: Tensor, budget: float) -> dict[
 
 def _converted(asked: Asked, net: Net, own: bool) -> dict[str, Any]:
     """Accuracy of a trained network whose k x k layers were made separable in closed form, before and after fine-tuning."""
-    images = asked.images(net, 400 if asked.quick else 2000, own=own)
+    most = max(4 * asked.limit(net), 2 * LEAST)  # a dear network sees fewer
+    images = asked.images(net, min(400 if asked.quick else 2000, most), own=own)
     taught = lesson(asked, net, images, own=own)
     seen, learn = taught.score, taught.learn[0]
     before = _right(net, seen)

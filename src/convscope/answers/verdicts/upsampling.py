@@ -104,7 +104,7 @@ def _cheapest(exact: dict[str, Any], times: dict[str, Any]) -> Finding:
         "channels": times["channels"],
         "size": times["size"],
         "time": rows["nearest"]["time"]["median"],
-        "quickest": quickest,
+        "quickest": quickest.replace("_", " "),
         "least": rows[quickest]["time"]["median"],
         "transposed": rows["transposed"]["over"]["median"],
     }
@@ -283,7 +283,7 @@ def pictures(recovered: dict[str, Any], decoder: dict[str, Any]) -> tuple[Pictur
     made = [Picture("ways", caption, beside(shown, height=128))]
     ways = [way for way in ("as it is", *WAYS) if f"map {way}" in decoder]
     told = {
-        "ways": ", ".join(way.replace("_", " ") for way in ways),
+        "ways": ", ".join("its own way" if way == "as it is" else way.replace("_", " ") for way in ways),
         "up": decoder["up"],
         "net": decoder["net"],
         "tuned": ", each fine-tuned alike" if "clean" in decoder else ", not retrained",
