@@ -67,7 +67,8 @@ def test_one_seed_settles_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("level", ["average", "none"])
 def test_without_such_variants_it_is_open(tmp_path: Path, level: str) -> None:
     folder = record(tmp_path / "studies", {"max": [0.9, 0.9], "strided": [0.9, 0.9]})
-    for place in (folder, tmp_path / "nowhere"):
+    (tmp_path / "empty").mkdir()
+    for place in (folder, tmp_path / "empty"):
         asked: Any = SimpleNamespace(studies=place)
         told = trained(asked, "K11", "a study", first={"pooling": level}, second={"pooling": "max"})
         assert told.verdict_text == "inconclusive: no study recorded yet"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 
 from convscope import site
 from convscope.answers.base import Answer, Chart, Picture, Verdict, found
-from convscope.answers.drawing import png
+from convscope.answers.drawing import png, strip
 from convscope.errors import StoreError
 from convscope.measures.figures import Sheet
 from convscope.site import answers
@@ -126,3 +129,25 @@ def test_charts_leave_out_what_a_logarithm_cannot_show() -> None:
     chart = answer("padding").charts[0].to_dict()
     assert answers.draw(chart, True).count('aria-roledescription="point"') == 3
     assert answers.draw(chart | {"logs": ""}, True).count('aria-roledescription="point"') == 4
+
+
+def test_pictures_have_their_titles(visit: Opener, tmp_path: Path) -> None:
+    one = answer("padding")
+    image = np.tile(np.arange(0, 250, 5, dtype=np.uint8), (40, 1))
+    named = Picture("named", "Two by two.", image, ("left", HOSTILE), ("above", "below"))
+    keep(tmp_path, replace(one, pictures=(named, strip("row", "A row.", {"a": image, "b": image}, 40))))
+    site.write(tmp_path)
+    seen = visit(tmp_path, "answers.html").page
+    assert seen.locator(".columns li").all_inner_texts() == ["left", HOSTILE, "a", "b"]
+    assert seen.locator(".rows li").all_inner_texts() == ["above", "below"]
+    box, label = seen.locator(".shot img").first.bounding_box(), seen.locator(".rows li").last.bounding_box()
+    assert box["y"] + box["height"] / 2 <= label["y"] + label["height"] / 2 <= box["y"] + box["height"]
+    assert strip("row", "", {"a": image, "b": image[:, :10]}, 40).columns == ()
+
+
+def test_names_of_curves_do_not_cover_one_another() -> None:
+    series = {name: [(1.0, 0.0), (2.0, 5.0 + n / 100)] for n, name in enumerate("abcd")}
+    drawn = str(answers.draw({"title": "t", "x": "x", "y": "y", "logs": "", "series": series}, True))
+    heights = [float(y) for y in re.findall(r'translate\([\d.]+,([\d.]+)\)"[^>]*font-weight="600"', drawn)]
+    assert len(heights) == 4
+    assert min(b - a for a, b in pairwise(sorted(heights))) > 10

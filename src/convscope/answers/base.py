@@ -163,11 +163,14 @@ class Picture:
         name: a short name, unique in the answer.
         caption: what it shows.
         image: array [height, width] or [height, width, 3] of uint8.
+        columns, rows: what stands above each column and beside each row of it, where it is made of pictures of one size.
     """
 
     name: str
     caption: str
     image: np.ndarray
+    columns: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
         """Plain values; `pictures` adds the image as a data URI of PNG."""
@@ -175,6 +178,8 @@ class Picture:
             "name": self.name,
             "caption": self.caption,
             "size": list(self.image.shape[:2]),
+            "columns": list(self.columns),
+            "rows": list(self.rows),
         }
         if pictures:
             from convscope.answers.drawing import data_uri

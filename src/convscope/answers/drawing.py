@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convscope.answers.base import Picture
 from convscope.measures.figures import printable
 from convscope.measures.figures import to_html as sheets_to_html
 from convscope.measures.figures import to_rich as sheets_to_rich
@@ -46,6 +47,19 @@ def pixels(image: Tensor) -> np.ndarray:
     """A picture Tensor [channel, height, width] in [0, 1] as uint8 [height, width, 3], or [height, width] of one channel."""
     array = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return array[0].numpy() if len(array) != 3 else array.permute(1, 2, 0).contiguous().numpy()
+
+
+def strip(name: str, caption: str, images: Mapping[str, np.ndarray], height: int) -> Picture:
+    """Pictures in a row, each below its title where all are as wide.
+
+    Args:
+        name, caption: of the picture.
+        images: title -> array, as `grey` and `pixels` give them.
+        height: see `beside`.
+    """
+    wide = {beside([image], height=height).shape[1] for image in images.values()}
+    columns = tuple(images) if len(wide) == 1 else ()
+    return Picture(name, caption, beside(images.values(), height=height), columns)
 
 
 def beside(images: Iterable[np.ndarray], gap: int = 4, height: int | None = None) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from convscope.answers.asked import Asked, needs_channels
 from convscope.answers.base import Chart, Draft, Picture, fill
-from convscope.answers.drawing import beside, pixels
+from convscope.answers.drawing import beside, pixels, strip
 from convscope.answers.layers import Conv, convolutions, profile_of
 from convscope.answers.running import captured
 from convscope.answers.verdicts.features import findings
@@ -311,18 +311,21 @@ def _tables(climb: dict[str, Any], ways: dict[str, Any], kernels: dict[str, Any]
 def _pictures(climb: dict[str, Any], ways: dict[str, Any], kernels: dict[str, Any]) -> list[Picture]:
     steps = ", ".join(map(str, _BUDGETS))
     caption = f"Channel {climb['channels'][0]} of {climb['layer']} from noise, with budgets of {steps} steps."
-    made = [Picture("steps", caption, beside([_shown(one) for one in climb["steps"]], height=128))]
+    titles = [f"{step} step{'s' if step > 1 else ''}" for step in _BUDGETS]
+    drawn = dict(zip(titles, map(_shown, climb["steps"]), strict=True))
+    made = [strip("steps", caption, drawn, height=128)]
     rows = [beside([_shown(one) for one in row], height=128) for row in ways["shown"]]
-    names = ", ".join(row["way"] for row in ways["rows"])
-    caption = f"Channels {', '.join(map(str, ways['channels']))} of {ways['layer']}; rows: {names}."
-    made.append(Picture("regularizers", caption, _below(rows)))
+    columns = tuple(f"channel {channel}" for channel in ways["channels"])
+    names = tuple(row["way"] for row in ways["rows"])
+    caption = f"Channels of {ways['layer']}, with each regularizer: {', '.join(names)}."
+    made.append(Picture("regularizers", caption, _below(rows), columns, names))
     if kernels["filters"]:
         rows = [
             beside([_shown(one, stretch=name != "optimized") for one in kernels[name]], height=48)
             for name in ("kernel", "optimized", "natural")
         ]
         caption = f"Filters of {kernels['layer']}; rows: kernel, optimized picture, the patch of the images they like best."
-        made.append(Picture("kernels", caption, _below(rows)))
+        made.append(Picture("kernels", caption, _below(rows), rows=("kernel", "optimized", "best patch")))
     return made
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
     ]
     counts = {kind: sum(one["kind"] == kind for one in findings) for kind in _KINDS.values()}
     pictures = [
-        {**one, "path": f"{FOLDER}/{one['file']}"} for one in answer["pictures"] if _is_plain(one.get("file"))
+        {"columns": [], "rows": [], **one, "path": f"{FOLDER}/{one['file']}"}
+        for one in answer["pictures"]
+        if _is_plain(one.get("file"))
     ]
     charts = [_plots(json.dumps(chart)) for chart in answer["charts"] if any(chart["series"].values())]
     drawn = {"findings": findings, "counts": counts, "pictures": pictures, "charts": charts}
@@ -104,7 +107,7 @@ def draw(chart: dict[str, Any], wide: bool) -> Markup:
     )
     base = alt.Chart(alt.Data(values=points)).encode(x=axes["x"], y=axes["y"], color=colour)
     last = {point["series"]: point for point in points}
-    ends = alt.Chart(alt.Data(values=list(last.values()))).encode(
+    ends = alt.Chart(alt.Data(values=_ends(last, points, logs["y"], height - 52))).encode(
         x=axes["x"], y=axes["y"], text="series:N", color=colour
     )
     layers = [
@@ -114,3 +117,18 @@ def draw(chart: dict[str, Any], wide: bool) -> Markup:
     ]
     made = alt.layer(*layers).properties(width=width - 74, height=height - 52)
     return charts._svg(charts._styled(made), chart["title"])
+
+
+def _ends(
+    last: dict[str, dict[str, Any]], points: Sequence[dict[str, Any]], log: bool, height: int
+) -> list[dict[str, Any]]:
+    """Where the names of the curves stand: beside their last points, apart from one another."""
+    from convscope.site import charts
+
+    to, back = (math.log, math.exp) if log else (float, float)
+    all_ = [to(point["y"]) for point in points]
+    if not all_:
+        return []
+    gap = 14 / height * ((max(all_) - min(all_)) or 1.0)
+    moved = charts.apart([to(point["y"]) for point in last.values()], gap)
+    return [{**point, "y": back(y)} for point, y in zip(last.values(), moved, strict=True)]

@@ -150,15 +150,39 @@ def _names(points: Sequence[dict[str, Any]], width: int, height: int, colour: An
     if not last:
         return alt.Chart(alt.Data(values=[])).mark_text()
     logs = [math.log(point["y"]) for point in points]
-    span = (max(logs) - min(logs)) or 1.0
-    gap = 15 / (height - 72) * span
-    floor = -math.inf
-    labels = []
-    for name, point in sorted(last.items(), key=lambda item: item[1]["y"]):
-        floor = max(math.log(point["y"]), floor + gap)
-        labels.append({**point, "y": math.exp(floor), "algorithm": name})
+    gap = 15 / (height - 72) * ((max(logs) - min(logs)) or 1.0)
+    moved = apart([math.log(point["y"]) for point in last.values()], gap)
+    labels = [
+        {**point, "y": math.exp(y), "algorithm": name}
+        for (name, point), y in zip(last.items(), moved, strict=True)
+    ]
     base = alt.Chart(alt.Data(values=labels)).encode(x=x, y=y, text="algorithm:N", color=colour)
     return base.mark_text(align="left", dx=9, fontSize=13, fontWeight=600, clip=False)
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Places moved so that none is nearer to another than a gap, in their order, about their middle.
+
+    Example:
+        >>> apart([2.0, 9.0, 2.5], 1.0)
+        [1.75, 9.0, 2.75]
+    """
+    order = sorted(range(len(places)), key=lambda place: places[place])
+    groups: list[tuple[float, list[int]]] = []  # (sum of what each wishes the first to be at, members)
+    for place in order:
+        total, members = places[place], [place]
+        while groups:
+            before, others = groups[-1]
+            if before / len(others) + gap * len(others) <= total / len(members):
+                break
+            groups.pop()
+            total, members = before + total - gap * len(others) * len(members), others + members
+        groups.append((total, members))
+    moved = [0.0] * len(places)
+    for total, members in groups:
+        for step, place in enumerate(members):
+            moved[place] = total / len(members) + gap * step
+    return moved
 
 
 def _styled(chart: Any, right: int = 66) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from convscope.answers.base import Finding, Picture, Verdict, fill, found
-from convscope.answers.drawing import beside, pixels
+from convscope.answers.drawing import pixels, strip
 from convscope.answers.layers import sizes
 from convscope.measures.figures import Estimate, Sheet
 from convscope.models import Net
@@ -181,4 +181,5 @@ def picture(detail: dict[str, Any]) -> Picture:
     difference_ = (images[0] - images[1]).abs().mean(0, keepdim=True) * 4
     caption = f"An image of {sizes(detail['size'])}; after {sizes(detail['own'])} and back; what is gone, four times as bright."
     shown = [one if len(one) in (1, 3) else one[:1] for one in (*images, difference_)]
-    return Picture("detail", caption, beside([pixels(one) for one in shown], height=224))
+    titles = ("as it was", "resized and back", "what is gone")
+    return strip("detail", caption, dict(zip(titles, map(pixels, shown), strict=True)), height=224)

@@ -7,7 +7,7 @@ from typing import Any
 
 from convscope.answers.asked import Asked
 from convscope.answers.base import Chart, Finding, Picture, Verdict, fill, found
-from convscope.answers.drawing import beside, grey
+from convscope.answers.drawing import grey, strip
 from convscope.answers.evidence import trained
 from convscope.answers.layers import sizes
 from convscope.measures.figures import Estimate, Sheet
@@ -231,7 +231,9 @@ def pictures(mixing: dict[str, Any]) -> tuple[Picture, ...]:
     maps = [grey(one) for one in mixing["inputs"]] + [grey(mixing["output"])]
     weights = ", ".join(f"{weight:+.2f}" for weight in mixing["weights"])
     caption = f"{mixing['shown']}: the three channels that lead channel {mixing['channel']} (weights {weights}), and the result."
-    return (Picture("mixing", caption, beside(maps, height=168)),)
+    leading = zip(mixing["top"], mixing["weights"], strict=True)
+    titles = [*(f"{weight:+.2f} of channel {one}" for one, weight in leading), "the result"]
+    return (strip("mixing", caption, dict(zip(titles, maps, strict=True)), height=168),)
 
 
 def chart(bottleneck: dict[str, Any]) -> Chart:

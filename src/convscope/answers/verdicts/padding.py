@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from convscope.answers.base import Chart, Finding, Picture, Verdict, fill, found
-from convscope.answers.drawing import beside, grey
+from convscope.answers.drawing import beside, grey, strip
 from convscope.answers.layers import Conv, sizes
 from convscope.measures.figures import Estimate, Sheet
 from convscope.models import Net
@@ -261,7 +261,7 @@ def _estimate(value: dict[str, Any] | None) -> str:
 def pictures(seen: dict[str, Any], border: dict[str, Any]) -> tuple[Picture, ...]:
     maps = [grey(seen[key], 0.0, float(seen["bare_map"].max())) for key in ("bare_map", "padded_map")]
     caption = f"How often a {sizes(seen['kernel'])} layer reads each pixel: without padding, and with; white is most."
-    made = [Picture("visits", caption, beside(maps, height=192))]
+    made = [strip("visits", caption, dict(zip(("without", "with padding"), maps, strict=True)), height=192)]
     if "whole_map" in seen:
         caption = f"Paths from each pixel of the image to {seen['last']}; white is most."
         made.append(Picture("paths", caption, grey(seen["whole_map"], 0.0, 1.0)))

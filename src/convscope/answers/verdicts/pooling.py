@@ -9,7 +9,7 @@ from typing import Any
 from convscope.answers.asked import Asked
 from convscope.answers.base import Chart, Finding, Picture, Verdict, fill, found, unstudied
 from convscope.answers.contrasts import by_interval, interval, studied
-from convscope.answers.drawing import beside, grey
+from convscope.answers.drawing import grey, strip
 from convscope.answers.evidence import trained
 from convscope.answers.layers import sizes
 from convscope.measures.figures import Estimate, Sheet
@@ -398,12 +398,19 @@ def steady_table(kinds: dict[str, Any]) -> tuple[Sheet, ...]:
 
 def picture(maps: dict[str, Any]) -> Picture:
     high = float(maps["map"].max())
-    shown = [grey(maps[key], 0.0, high) for key in ("map", "maximum", "average", "fractional", "stride")]
+    titles = {
+        "map": "before",
+        "maximum": "max",
+        "average": "average",
+        "fractional": "fractional",
+        "stride": "stride 2",
+    }
+    shown = {title: grey(maps[key], 0.0, high) for key, title in titles.items()}
     caption = (
         f"Channel {maps['channel']} of what {maps['layer']} takes; after 2x2 max pooling, sharp; after average, smooth; after "
         "fractional max; every second value alone."
     )
-    return Picture("sharp", caption, beside(shown, height=140))
+    return strip("sharp", caption, shown, height=140)
 
 
 def chart(maps: dict[str, Any]) -> Chart:

@@ -7,7 +7,7 @@ from typing import Any
 
 from convscope.answers.asked import Asked
 from convscope.answers.base import Finding, Picture, Verdict, fill, found
-from convscope.answers.drawing import beside, grey
+from convscope.answers.drawing import grey, strip
 from convscope.answers.evidence import trained
 from convscope.answers.layers import sizes
 from convscope.measures.figures import Estimate, Sheet
@@ -277,10 +277,10 @@ def decoder_table(decoder: dict[str, Any], speed: dict[str, Any]) -> Sheet:
 
 
 def pictures(recovered: dict[str, Any], decoder: dict[str, Any]) -> tuple[Picture, ...]:
-    shown = [grey(recovered[key], 0.0, 1.0) for key in ("original", *UNTRAINED)]
+    shown = {key.replace("_", " "): grey(recovered[key], 0.0, 1.0) for key in ("original", *UNTRAINED)}
     names = ", ".join(way.replace("_", " ") for way in UNTRAINED)
     caption = f"A detail of a picture, then after 2x2 max pooling and back: {names}."
-    made = [Picture("ways", caption, beside(shown, height=128))]
+    made = [strip("ways", caption, shown, height=128)]
     ways = [way for way in ("as it is", *WAYS) if f"map {way}" in decoder]
     told = {
         "ways": ", ".join("its own way" if way == "as it is" else way.replace("_", " ") for way in ways),
@@ -289,12 +289,14 @@ def pictures(recovered: dict[str, Any], decoder: dict[str, Any]) -> tuple[Pictur
         "tuned": ", each fine-tuned alike" if "clean" in decoder else ", not retrained",
     }
     if ways:
-        first = [grey(decoder["map"])] if "map" in decoder else []
-        maps = beside([*first, *(grey(decoder[f"map {way}"]) for way in ways)], height=112)
+        first = {"before": grey(decoder["map"])} if "map" in decoder else {}
+        maps = first | {way.replace("_", " "): grey(decoder[f"map {way}"]) for way in ways}
         caption = "One map inside {net}" + (": what {up} takes, then" if first else ":")
-        made.append(Picture("map", fill(caption + " what it gives by {ways}{tuned}.", told), maps))
+        made.append(strip("map", fill(caption + " what it gives by {ways}{tuned}.", told), maps, height=112))
     if ways and "clean" in decoder:
-        every = [decoder["noisy"], decoder["clean"], *(decoder[f"out {way}"] for way in ways)]
+        every = {"noisy": decoder["noisy"], "clean": decoder["clean"]}
+        every |= {way.replace("_", " "): decoder[f"out {way}"] for way in ways}
         caption = fill("An image with noise, without, and what {net} makes of it by {ways}{tuned}.", told)
-        made.append(Picture("decoded", caption, beside([grey(one, 0.0, 1.0) for one in every], height=112)))
+        drawn = {title: grey(one, 0.0, 1.0) for title, one in every.items()}
+        made.append(strip("decoded", caption, drawn, height=112))
     return tuple(made)
