@@ -1,4 +1,4 @@
-"""Answers in tests look at few images and take few times."""
+"""Answers in tests look at few images, take few times, and train no run of a study again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from convscope import timing
+from convscope.answers import spot
 from convscope.answers.asked import Asked
+from convscope.studies.results import StudyResult
+from convscope.studies.shelf import Again
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,4 +26,13 @@ def few(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setattr(timing, "measure", brief)
         if not request.module.__name__.endswith("test_images"):
             patch.setattr(Asked, "limit", lambda asked, net: 24)
+        patch.setattr(spot, "again", _again)
         yield
+
+
+def _again(result: StudyResult, pick: int = 0) -> Again:
+    """As if it had been trained; `test_spot` and the tests of the shelf are about the real one."""
+    variant = result.variants[result.baseline]
+    run = variant.runs[pick % len(variant.runs)]
+    metric, score = next(iter(run.scores.items()))
+    return Again(variant.label, run.seed, metric, score, score, 0.0, True, 0.0)
