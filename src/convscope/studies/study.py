@@ -15,9 +15,9 @@ from torch import nn
 
 from convscope import engines
 from convscope.engines import RETRIES, Engine, Outcome, Task
-from convscope.errors import BadInput, ConvscopeError, ModelError, RequestError, StoreError
-from convscope.models import InputSpec, _kept_rng, set_eval
-from convscope.studies import costs, design_file, given, sql
+from convscope.errors import ConvscopeError, RequestError, StoreError
+from convscope.models import InputSpec, _kept_rng
+from convscope.studies import costs, design_file, fit, given, sql
 from convscope.studies.data import Data, dataset
 from convscope.studies.design import Design, data_arguments
 from convscope.studies.network import network
@@ -25,7 +25,6 @@ from convscope.studies.plan import Planned, RunConfig, configure, digest, plan
 from convscope.studies.record import COSTS, RESULTS, RUNS, TABLES, Record
 from convscope.studies.results import Cost, Run, StudyResult, VariantResult, latencies
 from convscope.studies.run import remember, training
-from convscope.studies.scoring import check_outputs
 from convscope.studies.version import code_version
 
 RUN = "convscope.studies.run:run"
@@ -147,19 +146,6 @@ def _data(design: Design, data: str | Mapping[str, Any] | Data | None) -> tuple[
     return found, {**arguments, "hash": found.hash}
 
 
-def _check_device(device: str) -> None:
-    kind, _, number = device.partition(":")
-    there = {
-        "cuda": torch.cuda.device_count,
-        "mps": lambda: int(torch.backends.mps.is_available()),
-    }.get(kind, lambda: 1)()
-    if not there or (number.isdigit() and int(number) >= there):
-        raise RequestError(
-            f"device={device!r} is not there: torch finds {there} of that kind; take device='cpu', or engine='ray' with a "
-            "cluster that has it."
-        )
-
-
 class _Study:
     """One call of `study` under way."""
 
@@ -195,7 +181,7 @@ class _Study:
     def check(self) -> None:
         """What is wrong with all runs is said at once, before anything is started."""
         if self.engine.name != "ray":  # whose machines may have what this one lacks
-            _check_device(self.design.device)
+            fit.check_device(self.design.device)
         for place in range(len(self.variants)):
             training(self._config(place))
 
@@ -224,7 +210,7 @@ class _Study:
             if key not in known:
                 try:
                     module, spec = self._built(place)
-                    self._check_fit(module, spec)
+                    fit.check_network(module, spec, self.data, self.design.base)
                 except ConvscopeError as error:
                     reasons.append(error)
                     continue
@@ -233,33 +219,6 @@ class _Study:
             self.costs[place] = known[key]
         if reasons and not self.costs:
             raise reasons[0]  # no variant can be built, or none fits the data: the base is wrong
-
-    def _check_fit(self, module: nn.Module, spec: InputSpec | None) -> None:
-        """Refuses a network that fails on the data, or whose outputs are not what the data asks for."""
-        count = min(64 if spec is None else 2, len(self.data.validation))  # a sentence alone may be too short
-        inputs, targets = self.data.validation.batch(torch.arange(count))
-        set_eval(module)
-        try:
-            with torch.no_grad(), _kept_rng(0):
-                outputs = module(inputs if spec is None else spec.normalize(inputs))
-        except ConvscopeError:
-            raise
-        except Exception as error:  # the network's own code: anything may come
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(
-                f"base={self.design.base!r} fails on {self.data.kind} data of shape {list(inputs.shape)} "
-                f"({type(error).__name__}: {reason}); give data that it can take, or another base."
-            ) from error
-        if not isinstance(outputs, torch.Tensor):  # of anything else the training says what to do
-            return
-        try:
-            check_outputs(outputs, targets)
-        except BadInput as error:
-            if self.data.kind == "dense" and self.design.base.endswith(":small_cnn"):
-                raise BadInput(
-                    f'{error}; small_cnn predicts every pixel by arguments = {{ upsampling = "nearest" }}.'
-                ) from error
-            raise
 
     def train(self) -> None:
         """All runs that are not finished, in order; each is kept as it ends."""

@@ -24,6 +24,7 @@ _AROUND = {
         "design.py",
         "design_file.py",
         "data_check.py",
+        "fit.py",
         "given.py",
         "plan.py",
         "version.py",
