@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import random
+import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from convscope.engines.base import RETRIES, OnResult, OnRetry, Reply, Task, call, checked, settle
@@ -72,10 +76,20 @@ class Ray:
         on_retry: OnRetry | None = None,
     ) -> None:
         """See `Engine.run`."""
-        ray = _ray()
         checked(tasks, retries)
-        if not tasks:
-            return
+        if tasks:
+            with _kept_random():  # Ray draws names and ports from Python's own generator
+                self._run(function, tasks, on_result, retries, on_retry)
+
+    def _run(
+        self,
+        function: str,
+        tasks: Sequence[Task],
+        on_result: OnResult,
+        retries: int,
+        on_retry: OnRetry | None,
+    ) -> None:
+        ray = _ray()
         joined = not ray.is_initialized()
         if joined:
             self._join()
@@ -104,9 +118,11 @@ class Ray:
 
     def _join(self) -> None:
         ray = _ray()
-        here: dict[str, Any] = (
-            {"num_cpus": self.asked, "include_dashboard": False} if self.address is None else {}
-        )
+        here: dict[str, Any] = {}
+        if self.address is None:  # one on this machine: its workers find what this process finds
+            path = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+            here = {"num_cpus": self.asked, "include_dashboard": False}
+            here["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
         try:
             ray.init(
                 address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **here
@@ -116,6 +132,15 @@ class Ray:
                 f"the Ray cluster at address={self.address!r} cannot be used ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]}); start one with 'ray start --head', or leave out the address."
             ) from error
+
+
+@contextmanager
+def _kept_random() -> Iterator[None]:
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _ended(running: list[Any]) -> list[Any]:
