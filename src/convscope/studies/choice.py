@@ -202,8 +202,9 @@ def _text(
             f"Inconclusive: {label[runner_up[0]]} might be more than {points} better than the best so far, {label[best]}: its "
             f"{score} is {_gap(one.loss, other=True)}; {remedy}. Safe meanwhile: {label[safe.variant]}."
         )
+    less = "less" if one.cost < result.cost(best, cost) else "the same"
     return (
-        f"Inconclusive: {label[one.variant]}{more} might be within {points} of the best, {label[best]}, at less cost (by "
+        f"Inconclusive: {label[one.variant]}{more} might be within {points} of the best, {label[best]}, at {less} cost (by "
         f"{UNITS[cost]}): {told}; {remedy}. Safe meanwhile: {label[safe.variant]}."
     )
 
