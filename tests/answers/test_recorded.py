@@ -33,7 +33,8 @@ def test_accuracies_are_the_records_and_times_are_taken_here(monkeypatch: pytest
         assert row[4] == f"{variant.cost.params:,}"
         assert row[6].endswith((" µs", " ms"))
     assert [row[3] for row in sheet.rows].count("baseline") == 1
-    assert sheet.notes[0].startswith("5 seeds, 3 epochs on 1,800 images")
+    epochs = result.design.each_budget.epochs
+    assert sheet.notes[0].startswith(f"5 seeds, {epochs:g} epochs on 1,800 images")
 
 
 def test_networks_of_text_are_told_without_a_time() -> None:
