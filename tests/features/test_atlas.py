@@ -297,19 +297,20 @@ def test_workers_and_their_driver_are_killed_and_it_ends_the_same(
     before = drawn(out)
     assert 0 < len(before) < len(drawn(whole[0]))
 
-    born, lives = process._Worker.__init__, list[subprocess.Popen[bytes]]()
+    born, lives, left = process._Worker.__init__, list[subprocess.Popen[bytes]](), list[int]()
 
     def watched(self: process._Worker, threads: int) -> None:
         born(self, threads)
         lives.append(self.process)
 
     def kill_the_first(event: dict[str, Any]) -> None:
-        if len(lives) == 1:
+        if len(lives) == 1 and not left:
+            left.append(event["total"] - event["done"])
             lives[0].kill()
 
     monkeypatch.setattr(process._Worker, "__init__", watched)
     made = same_request(tiny, out, engine="process", workers=1, progress=kill_the_first)
-    assert len(lives) == 2
+    assert len(lives) == 2 or left[0] <= 2  # what it had in hand may have been the last batch, and done
     equal(out, whole[0])
     assert (made.done, made.failed) == (whole[1].done, whole[1].failed)
     assert sorted(drawn(out)) == sorted(drawn(whole[0]))  # each batch finished once, by whichever run
