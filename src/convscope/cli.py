@@ -31,8 +31,8 @@ VERBS = (report, atlas, visualize, look, measure, rewrite, compare, ask, study)
 app = App(
     name="convscope",
     help="See what every filter of a convolutional network looks for, and what every layer costs and sees.",
-    help_epilogue="MODEL: none for the embedded EfficientNet-Lite0, or timm:NAME, torchvision:NAME, "
-    "recipe:FOLDER, package.module:factory.",
+    help_epilogue="MODEL: none for the embedded EfficientNet-Lite0 (to ask, for the one that suits the question), or fashion, "
+    "fashion-decoder, timm:NAME, torchvision:NAME, recipe:FOLDER, package.module:factory.",
     version=convscope.__version__,
     help_flags=["--help", "-h"],
     version_flags=["--version"],
