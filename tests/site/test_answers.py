@@ -151,3 +151,16 @@ def test_names_of_curves_do_not_cover_one_another() -> None:
     heights = [float(y) for y in re.findall(r'translate\([\d.]+,([\d.]+)\)"[^>]*font-weight="600"', drawn)]
     assert len(heights) == 4
     assert min(b - a for a, b in pairwise(sorted(heights))) > 10
+
+
+def test_what_was_not_answered_is_told(visit: Opener, tmp_path: Path) -> None:
+    keep(tmp_path, answer("padding"))
+    (tmp_path / answers.FOLDER / "refused.json").write_text(
+        json.dumps({"Which one?": f"it has no {HOSTILE}."})
+    )
+    site.write(tmp_path)
+    seen = visit(tmp_path, "answers.html").page
+    assert seen.locator(".part li").all_inner_texts() == [f"Not answered: Which one? it has no {HOSTILE}."]
+    (tmp_path / answers.FOLDER / "refused.json").write_text("[]")
+    with pytest.raises(StoreError, match=r"refused\.json' cannot be read; remove it and ask again"):
+        site.write(tmp_path)

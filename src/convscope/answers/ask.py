@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import time
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 FOLDER = "answers"
+REFUSED = "refused.json"  # title of a question -> why it was not answered
 
 
 @dataclass(frozen=True, repr=False)
@@ -227,6 +229,10 @@ def ask(
                 if question != "all":
                     raise
                 refused[one.name] = str(error)
+        if store is not None and question == "all":
+            store.write(
+                REFUSED, json.dumps({QUESTIONS[name].title: why for name, why in refused.items()}) + "\n"
+            )
     return Answers(answers, refused) if question == "all" else answers[wanted[0].name]
 
 
@@ -347,8 +353,6 @@ def _again(asked: Asked, data: Any, out: Any) -> tuple[str, str]:
 
 def _write(store: Store, answer: Answer) -> None:
     """The answer as JSON, and its pictures beside it."""
-    import json
-
     told = answer.to_dict()
     for picture, plain in zip(answer.pictures, told["pictures"], strict=True):
         plain["file"] = f"{answer.question}-{picture.name}.png"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convscope.errors import ConvscopeError, ModelError
 from convscope.models import Net
 
 
@@ -15,8 +16,13 @@ def outputs(net: Net, x: Tensor, batch: int = 64) -> Tensor:
     """What a network gives for images, on a private copy: its first tensor, float32, on the CPU."""
     module = net.copy()
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        pieces = [module(part.to(device)) for part in x.split(batch)]
+    try:
+        with torch.no_grad():
+            pieces = [module(part.to(device)) for part in x.split(batch)]
+    except ConvscopeError:
+        raise
+    except Exception as error:  # the network's own code: anything may come
+        raise _failure(net, x, error) from error
     first = [piece if isinstance(piece, Tensor) else next(iter(piece)) for piece in pieces]
     return torch.cat(first).float().cpu()
 
@@ -40,6 +46,9 @@ def captured(
         x: network input, [image, channel, height, width].
         layers: dotted names of modules.
         dtype: to compute in.
+
+    Raises:
+        ModelError: the network fails before all of them have run; what fails behind them does not matter.
     """
     module = net.copy().to(dtype)
     kept: dict[str, tuple[Tensor, Tensor]] = {}
@@ -52,6 +61,19 @@ def captured(
 
     for name in layers:
         module.get_submodule(name).register_forward_hook(keep(name))
-    with torch.no_grad():
-        module(x.to(next((p.device for p in module.parameters()), torch.device("cpu")), dtype))
+    try:
+        with torch.no_grad():
+            module(x.to(next((p.device for p in module.parameters()), torch.device("cpu")), dtype))
+    except Exception as error:  # as a dense layer behind them does on a larger image
+        if len(kept) < len(set(layers)):
+            if isinstance(error, ConvscopeError):
+                raise
+            raise _failure(net, x, error) from error
     return kept
+
+
+def _failure(net: Net, x: Tensor, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:200]
+    return ModelError(
+        f"{net.name} fails on input of shape {list(x.shape)} ({type(error).__name__}: {reason}); give images that it can take"
+    )

@@ -38,6 +38,21 @@ def stored(out: Path, order: Iterable[str]) -> list[dict[str, Any]]:
     return [found[name] for name in sorted(found, key=lambda name: (places.get(name, len(places)), name))]
 
 
+def refused(out: Path) -> dict[str, str]:
+    """Title of a question -> why it was not answered, as `convscope ask all` left it.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    file = out / FOLDER / "refused.json"
+    try:
+        return {str(k): str(v) for k, v in json.loads(file.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise StoreError(f"{str(file)!r} cannot be read; remove it and ask again") from error
+
+
 def shown(answer: dict[str, Any]) -> dict[str, Any]:
     """An answer as its template reads it: verdicts with a class, pictures with a path, charts drawn."""
     findings = [

@@ -128,7 +128,10 @@ def _answers(contents: Contents) -> dict[str, Any] | None:
         return None
     from convscope.site import answers  # lazy: it draws charts
 
-    return {"answers": [answers.shown(one) for one in contents.answers]}
+    return {
+        "answers": [answers.shown(one) for one in contents.answers],
+        "refused": answers.refused(contents.out),
+    }
 
 
 def _look(contents: Contents) -> dict[str, Any] | None:
