@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from convscope.site import formats
 from convscope.site.files import write_if_changed
@@ -197,6 +197,7 @@ def _rows(study: Mapping[str, Any], metric: str, kind: str) -> list[dict[str, An
         rows.append(
             {
                 "label": variant["label"],
+                "name": Markup(str(escape(variant["label"])).replace("=", "=<wbr>")),  # where it may break
                 "mark": _mark(place),
                 "place": place,
                 "mean": mean,
