@@ -14,40 +14,43 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Report = Callable[[dict[str, Any]], None]
+Said = Callable[[dict[str, Any]], str]  # what an event tells beside the counts
 
 
 @contextmanager
-def progress_of(kept: str = "nothing was finished yet", what: str = "units") -> Iterator[Report]:
-    """A bar on a terminal, a line now and then elsewhere; Ctrl-C inside is told what is kept."""
+def progress_of(
+    kept: str = "nothing was finished yet", what: str = "units", said: Said | None = None
+) -> Iterator[Report]:
+    """A bar on a terminal, a line now and then elsewhere; Ctrl-C inside is told what is kept.
+
+    Args:
+        kept: what Ctrl-C leaves.
+        what: is counted.
+        said: what is told beside the counts, also of the first event and the last; by default the pace, and what is under way.
+    """
     console = console_of(stderr=True)
     try:
         if console.is_terminal:
-            with bar(console, what) as tell:
+            with bar(console, what, said) as tell:
                 yield tell
         else:
-            yield Lines(what)
+            yield Lines(what, said=said)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(kept) from stop
 
 
 @contextmanager
-def bar(console: Console, what: str = "units") -> Iterator[Report]:
+def bar(console: Console, what: str = "units", said: Said | None = None) -> Iterator[Report]:
     """What `progress_of` gives on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(what + "  {task.fields[pace]}  {task.fields[layer]}", markup=False),
-    )
+    told = said or _pace_and_layer
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what + "  {task.fields[said]}", markup=False))
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None, layer="", pace="")
+        task = progress.add_task("", total=None, said="")
 
         def tell(event: dict[str, Any]) -> None:
-            layer = visible(str(event.get("layer") or ""))
-            progress.update(
-                task, completed=event["done"], total=event["total"], layer=layer, pace=pace(event)
-            )
+            progress.update(task, completed=event["done"], total=event["total"], said=told(event))
 
         yield tell
 
@@ -55,15 +58,29 @@ def bar(console: Console, what: str = "units") -> Iterator[Report]:
 class Lines:
     """What it gives elsewhere: at most a line every ten seconds."""
 
-    def __init__(self, what: str = "units", every: float = 10.0) -> None:
-        self.what, self.every, self.last = what, every, time.monotonic()
+    def __init__(self, what: str = "units", every: float = 10.0, said: Said | None = None) -> None:
+        self.what, self.every, self.said = what, every, said
+        self.last = time.monotonic() if said is None else -every
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if time.monotonic() - self.last >= self.every:
+        ended = self.said is not None and event["done"] == event["total"]
+        if ended or time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
-            said = pace(event) or visible(str(event.get("layer") or ""))
+            told = (self.said or _pace_or_layer)(event)
             counted = f"{event['done']} of {event['total']} {self.what}"
-            print(f"{counted}, {said}" if said else counted, file=sys.stderr, flush=True)
+            print(f"{counted}, {told}" if told else counted, file=sys.stderr, flush=True)
+
+
+def _layer(event: dict[str, Any]) -> str:
+    return visible(str(event.get("layer") or ""))
+
+
+def _pace_and_layer(event: dict[str, Any]) -> str:
+    return f"{pace(event)}  {_layer(event)}"
+
+
+def _pace_or_layer(event: dict[str, Any]) -> str:
+    return pace(event) or _layer(event)
 
 
 def pace(event: dict[str, Any]) -> str:

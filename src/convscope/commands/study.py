@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from convscope.commands.options import OUTPUT, OUTPUT_DEFAULT, Flag, OutFlag, OutputOptions
-from convscope.commands.terminal import console_of, escape, kept, print_result, print_table, say, visible
+from convscope.commands.progress import progress_of
+from convscope.commands.terminal import escape, kept, print_result, print_table, say, visible
 from convscope.errors import RequestError, StoreError, UnknownName, nearest
 
 
@@ -68,7 +66,7 @@ def study(
     if show:
         found = StudyResult.from_record(folder)
     else:
-        with _progress(kept(folder)) as progress:
+        with progress_of(kept(folder), "runs", said) as progress:
             found = train(
                 wanted,
                 data,
@@ -112,44 +110,6 @@ def study(
 
 
 # ---------------------------------------------------------------- progress
-
-
-@contextmanager
-def _progress(kept: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar on a terminal, a line now and then elsewhere: runs done, rate, time left, best so far."""
-    console = console_of(stderr=True)
-    try:
-        if not console.is_terminal:
-            yield _Lines()
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("runs  {task.fields[said]}", markup=False))
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=None, said="")
-
-            def tell(event: dict[str, Any]) -> None:
-                bar.update(task, completed=event["done"], total=event["total"], said=said(event))
-
-            yield tell
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(kept) from stop
-
-
-class _Lines:
-    """Where there is no terminal: the first and at most one every ten seconds."""
-
-    def __init__(self, every: float = 10.0) -> None:
-        self.every, self.last = every, -every
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if time.monotonic() - self.last >= self.every or event["done"] == event["total"]:
-            self.last = time.monotonic()
-            print(
-                f"{event['done']} of {event['total']} runs, {said(event)}".rstrip(", "),
-                file=sys.stderr,
-                flush=True,
-            )
 
 
 def said(event: dict[str, Any]) -> str:
