@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -276,3 +277,14 @@ def make_net() -> Callable[..., Net]:
         return Net(module.eval(), InputSpec(shape=shape), **{"name": "net", **known})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pages() -> ModuleType:
+    """What runs the code of documentation pages: `tools/pages.py`."""
+    folder = str(ROOT / "tools")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("pages")
+    finally:
+        sys.path.remove(folder)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import html
-import importlib
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,16 +13,6 @@ import torch
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "examples"
 EXAMPLES = sorted(path for path in FOLDER.glob("*.md") if path.stem != "README")
-
-
-@pytest.fixture(scope="module")
-def pages() -> Iterator[ModuleType]:
-    """What runs them."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        yield importlib.import_module("pages")
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
 
 
 def test_there_are_five_and_the_index_names_them() -> None:
