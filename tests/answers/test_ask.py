@@ -234,3 +234,12 @@ def test_weights_that_are_no_numbers_are_refused_by_name(question: str) -> None:
         module[0].weight[0, 0, 0, 0] = float("nan")  # type: ignore[index]
     with pytest.raises(ModelError, match=r"0\.weight of net"):
         convscope.ask(question, module, input="1x8x8", quick=True)
+
+
+@pytest.mark.parametrize("question", ["padding", "all"])
+def test_a_wrong_folder_of_studies_is_said_first(question: str, tmp_path: Path) -> None:
+    told: list[Any] = []
+    with pytest.raises(RequestError, match=r"studies='.*nowhere' is no folder"):
+        convscope.ask(question, out=tmp_path / "out", studies=tmp_path / "nowhere", progress=told.append)
+    assert not told
+    assert not (tmp_path / "out").exists()

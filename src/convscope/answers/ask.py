@@ -28,6 +28,7 @@ from convscope.errors import ModelError, RequestError
 from convscope.measures.figures import Sheet, to_html, to_rich, to_text
 from convscope.models import InputLike, Net, as_net, preserved
 from convscope.store import Store
+from convscope.studies.shelf import records
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -187,7 +188,7 @@ def ask(
 
     Raises:
         UnknownName: there is no such question; the nearest are suggested.
-        BadInput, RequestError: network, data and question do not fit together.
+        BadInput, RequestError: network, data and question do not fit together, or there is no such folder of studies.
         ModelError: the network holds weights that are not finite, or fails.
         StoreError, StoreMismatch: the folder cannot be used.
 
@@ -204,6 +205,9 @@ def ask(
     if given is not None:
         _finite(given)
     images = check_data(data)
+    shelf = None if studies is None else Path(studies)
+    if shelf is not None:
+        list(records(shelf))  # what is wrong with it is said before anything is measured
     meter = Meter(sum(len(one.parts) for one in wanted), progress)
     opened = (
         nullcontext(None)
@@ -221,7 +225,7 @@ def ask(
                 seed=seed,
                 store=store,
                 meter=meter,
-                studies=None if studies is None else Path(studies),
+                studies=shelf,
             )
             try:
                 answers[one.name] = _answered(asked, data, out, store, meter)
